@@ -1,0 +1,170 @@
+#define _GNU_SOURCE
+#include "page.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NS 1000000000LL
+#define DRAIN_NAP_NS (20 * 1000000LL) /* drain looks this often for writers that died */
+
+int64_t kvf_monotonic_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * NS + now.tv_nsec;
+}
+
+/* A descriptor below 0 stands for the process itself, which has not ended. */
+int kvf_has_ended(int pidfd) {
+    struct pollfd poll_for = {.fd = pidfd, .events = POLLIN};
+    return pidfd >= 0 && poll(&poll_for, 1, 0) > 0;
+}
+
+void kvf_page_init(kvf_page *page, uint64_t incarnation, uint64_t cluster_id, int64_t pid) {
+    page->magic = KVF_PAGE_MAGIC;
+    page->version = KVF_PAGE_VERSION;
+    page->incarnation = incarnation;
+    page->cluster_id = cluster_id;
+    page->pid = pid;
+}
+
+/* ---- links ---------------------------------------------------------------------------------------- */
+
+static int process_is_gone(int64_t pid) {
+    return pid > 0 && kill((pid_t)pid, 0) == -1 && errno == ESRCH;
+}
+
+static void reset_link(kvf_link *link, int64_t pid) {
+    for (int cell = 0; cell < KVF_CELLS; cell++)
+        atomic_store(&link->cells[cell], 0);
+    atomic_store(&link->pid, pid);
+}
+
+/* A free link, or one whose writer's process is gone. `posted` goes on, so readers never see it fall. */
+int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid) {
+    for (int index = 0; index < KVF_LINKS; index++) {
+        kvf_link *link = &page->links[index];
+        uint64_t held = atomic_load(&link->owner);
+        if (held != 0 && !process_is_gone(atomic_load(&link->pid)))
+            continue;
+        if (atomic_compare_exchange_strong(&link->owner, &held, owner)) {
+            reset_link(link, pid);
+            return index;
+        }
+    }
+    return KVF_BUSY;
+}
+
+void kvf_release_link(kvf_page *page, int index, uint64_t owner) {
+    kvf_link *link = &page->links[index];
+    uint64_t held = owner;
+    reset_link(link, 0);
+    atomic_compare_exchange_strong(&link->owner, &held, 0);
+}
+
+/* ---- generation words ------------------------------------------------------------------------------ */
+
+int kvf_is_current(kvf_page *page, uint32_t slot, uint64_t generation) {
+    return atomic_load(&page->slots[slot]) == generation;
+}
+
+int kvf_enter(kvf_page *page, int index, uint32_t slot, uint64_t generation) {
+    kvf_link *link = &page->links[index];
+    for (int cell = 0; cell < KVF_CELLS; cell++) {
+        uint64_t empty = 0;
+        if (!atomic_compare_exchange_strong(&link->cells[cell], &empty, (uint64_t)slot + 1))
+            continue;
+        if (kvf_is_current(page, slot, generation))
+            return cell;
+        kvf_leave(page, index, cell);
+        return KVF_STALE;
+    }
+    return KVF_BUSY;
+}
+
+static void ring_bell(kvf_page *page) {
+    atomic_fetch_add(&page->bell, 1);
+    if (atomic_load(&page->sleepers) != 0)
+        syscall(SYS_futex, &page->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+void kvf_leave(kvf_page *page, int index, int cell) {
+    atomic_store(&page->links[index].cells[cell], 0);
+    if (atomic_load(&page->sleepers) != 0)
+        ring_bell(page);
+}
+
+void kvf_retire(kvf_page *page, uint32_t slot) { atomic_store(&page->slots[slot], 0); }
+
+static int is_being_written(kvf_page *page, uint32_t slot) {
+    for (int index = 0; index < KVF_LINKS; index++) {
+        kvf_link *link = &page->links[index];
+        if (atomic_load(&link->owner) == 0)
+            continue;
+        for (int cell = 0; cell < KVF_CELLS; cell++)
+            if (atomic_load(&link->cells[cell]) == (uint64_t)slot + 1)
+                if (!process_is_gone(atomic_load(&link->pid)))
+                    return 1;
+    }
+    return 0;
+}
+
+int kvf_drain(kvf_page *page, uint32_t slot, int64_t deadline_ns) {
+    for (;;) {
+        uint32_t seen = kvf_bell(page);
+        if (!is_being_written(page, slot))
+            return KVF_OK;
+        int64_t now = kvf_monotonic_ns();
+        if (now >= deadline_ns)
+            return KVF_TIMED_OUT;
+        int64_t nap = now + DRAIN_NAP_NS;
+        kvf_sleep(page, seen, nap < deadline_ns ? nap : deadline_ns);
+    }
+}
+
+/* ---- completion records ----------------------------------------------------------------------------- */
+
+/* Calls for one link are serialised by the caller. The copy threads have fenced their streaming stores. */
+void kvf_post(kvf_page *page, int index, const kvf_record *record) {
+    kvf_link *link = &page->links[index];
+    uint64_t sequence = atomic_load_explicit(&link->posted, memory_order_relaxed) + 1;
+    kvf_record *place = &page->records[index][sequence % KVF_RECORDS];
+    size_t head = sizeof place->sequence;
+    atomic_store(&place->sequence, 0);
+    memcpy((char *)place + head, (const char *)record + head, sizeof *record - head);
+    atomic_store(&place->sequence, sequence);
+    atomic_store(&link->posted, sequence);
+    ring_bell(page);
+}
+
+/* A seqlock read: the copy counts only if the sequence stood before and after it. */
+int kvf_read(kvf_page *page, int index, uint64_t sequence, kvf_record *record) {
+    const kvf_record *place = &page->records[index][sequence % KVF_RECORDS];
+    if (sequence > atomic_load(&page->links[index].posted))
+        return KVF_NOT_YET;
+    uint64_t before = atomic_load(&((kvf_record *)place)->sequence);
+    memcpy((void *)record, (const void *)place, sizeof *record);
+    atomic_thread_fence(memory_order_seq_cst);
+    uint64_t after = atomic_load(&((kvf_record *)place)->sequence);
+    return before == sequence && after == sequence ? KVF_OK : KVF_OVERWRITTEN;
+}
+
+uint32_t kvf_bell(kvf_page *page) { return atomic_load(&page->bell); }
+
+/* Sleeps until the bell is no longer `seen`, or the deadline. Returns KVF_OK or KVF_TIMED_OUT. */
+int kvf_sleep(kvf_page *page, uint32_t seen, int64_t deadline_ns) {
+    struct timespec until = {.tv_sec = deadline_ns / NS, .tv_nsec = deadline_ns % NS};
+    atomic_fetch_add(&page->sleepers, 1);
+    long outcome = 0;
+    if (kvf_bell(page) == seen)
+        outcome = syscall(SYS_futex, &page->bell, FUTEX_WAIT_BITSET, seen, &until, NULL, FUTEX_BITSET_MATCH_ANY);
+    int timed_out = outcome == -1 && errno == ETIMEDOUT;
+    atomic_fetch_sub(&page->sleepers, 1);
+    return timed_out ? KVF_TIMED_OUT : KVF_OK;
+}

@@ -1,0 +1,66 @@
+"""A Ray actor-based fabric of paged KV caches. Importing this starts nothing and imports little.
+
+The names below are the public API; each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BlocksCacheKey": "cache.keys",
+    "Cache": "cache.handle",
+    "CacheDesc": "cache.types",
+    "CacheKey": "cache.keys",
+    "CacheKeyByIdAndIndex": "cache.keys",
+    "CacheManager": "cache_manager",
+    "CacheRef": "route",
+    "CacheWorker": "actors.worker",
+    "DataType": "cache.types",
+    "EndpointSettings": "config",
+    "Fabric": "fabric",
+    "FabricConfig": "config",
+    "LLMException": "errors",
+    "LLMRole": "cache.types",
+    "LLMStatusCode": "errors",
+    "Placement": "cache.types",
+    "Receipt": "route",
+    "Transfer": "endpoint.transfers",
+    "WorkerGroup": "config",
+}
+
+if TYPE_CHECKING:
+    from ray_kvfabric.actors.worker import CacheWorker as CacheWorker
+    from ray_kvfabric.cache.handle import Cache as Cache
+    from ray_kvfabric.cache.keys import BlocksCacheKey as BlocksCacheKey
+    from ray_kvfabric.cache.keys import CacheKey as CacheKey
+    from ray_kvfabric.cache.keys import CacheKeyByIdAndIndex as CacheKeyByIdAndIndex
+    from ray_kvfabric.cache.types import CacheDesc as CacheDesc
+    from ray_kvfabric.cache.types import DataType as DataType
+    from ray_kvfabric.cache.types import LLMRole as LLMRole
+    from ray_kvfabric.cache.types import Placement as Placement
+    from ray_kvfabric.cache_manager import CacheManager as CacheManager
+    from ray_kvfabric.config import EndpointSettings as EndpointSettings
+    from ray_kvfabric.config import FabricConfig as FabricConfig
+    from ray_kvfabric.config import WorkerGroup as WorkerGroup
+    from ray_kvfabric.endpoint.transfers import Transfer as Transfer
+    from ray_kvfabric.errors import LLMException as LLMException
+    from ray_kvfabric.errors import LLMStatusCode as LLMStatusCode
+    from ray_kvfabric.fabric import Fabric as Fabric
+    from ray_kvfabric.route import CacheRef as CacheRef
+    from ray_kvfabric.route import Receipt as Receipt
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

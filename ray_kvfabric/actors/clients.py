@@ -1,0 +1,141 @@
+"""The ports of an endpoint over Ray, and the client of a fabric's scheduler below them.
+
+    SchedulerClient   finds the scheduler by name, again after it restarted, until the deadline
+    RayDirectory      ports.Directory: remembers what was published, so that it can be told again
+    RayPeers          ports.PeerCalls: a question goes through the scheduler to the peer
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayActorError
+
+from ray_kvfabric.actors.edge import fetch, peer_errors, require_ray
+from ray_kvfabric.actors.names import scheduler_name
+from ray_kvfabric.config import NAMESPACE
+from ray_kvfabric.control.directory import enter
+from ray_kvfabric.control.errands import Errand, Outcome
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import NotLinked, TransferTimeout
+from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
+
+_RETRY_S = 0.05
+
+
+class SchedulerClient:
+    """Calls of one fabric's scheduler. All its methods are idempotent, so a lost call is made again."""
+
+    def __init__(self, fabric: str) -> None:
+        self.fabric = fabric
+
+    def submit(self, method: str, *arguments: object) -> Any:
+        """The call's ObjectRef, without waiting. Raises NotLinked when no scheduler has the name."""
+        require_ray()
+        try:
+            handle = ray.get_actor(scheduler_name(self.fabric), NAMESPACE)
+        except ValueError:
+            raise NotLinked(f"no fabric {self.fabric!r} runs in this Ray cluster") from None
+        return getattr(handle, method).remote(*arguments)
+
+    def call(self, method: str, *arguments: object, deadline: Deadline) -> Any:
+        """Raises what the scheduler raised, TransferTimeout, or NotLinked when there is none by then."""
+        what = f"{method} of the scheduler of fabric {self.fabric!r}"
+        while True:
+            try:
+                return fetch(self.submit(method, *arguments), deadline, what)
+            except (RayActorError, ObjectLostError):
+                if deadline.remaining_s <= _RETRY_S:
+                    raise TransferTimeout(f"{what}: it did not come back in time") from None
+            time.sleep(_RETRY_S)
+
+    def errand(self, peer: EndpointInfo, method: str, deadline: Deadline, **arguments: object) -> Any:
+        """One method of one endpoint, wherever it lives; the errand's id makes a repetition harmless."""
+        errand = Errand(uuid.uuid4().hex, method, arguments)
+        while True:
+            launched = self.call("send", peer.cluster_id, errand, peer.incarnation, deadline=deadline)
+            try:
+                return self.finish(errand, launched, deadline)
+            except ObjectLostError:  # the scheduler died, and the call's reference with it
+                if deadline.remaining_s <= _RETRY_S:
+                    raise TransferTimeout(f"{method} of {peer} was not answered in time") from None
+
+    def finish(self, errand: Errand, launched: list[Any] | None, deadline: Deadline) -> Any:
+        """Waits for what `send` started: a call of an actor, or an errand that the endpoint's poll fetches."""
+        if launched is not None:
+            return fetch(launched[0], deadline, errand.method)
+        outcome = self.call("outcome", errand.errand_id, deadline.remaining_s, deadline=deadline)
+        return opened(outcome, errand.method)
+
+
+def opened(outcome: Outcome | None, what: str) -> Any:
+    """The value of an outcome, or its error; None means that there was none in time."""
+    if outcome is None:
+        raise TransferTimeout(f"{what} was not answered in time")
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.value
+
+
+class RayDirectory:
+    """`actor` is the handle of the CacheWorker that the endpoint lives in; without one, errands are polled."""
+
+    def __init__(self, client: SchedulerClient, actor: ActorHandle[Any] | None = None) -> None:
+        self.client = client
+        self.on_leave: Callable[[], None] | None = None
+        self._actor = actor
+        self._actor_id = ray.get_runtime_context().get_actor_id() if actor is not None else None
+        self._published: dict[int, CacheInfo] = {}  # in the order of publishing
+        self._lock = threading.Lock()  # one change at a time: what the scheduler is told is never older
+
+    def announce(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
+        with self._lock:
+            self._announce(endpoint, deadline)
+
+    def publish(self, endpoint: EndpointInfo, cache: CacheInfo, deadline: Deadline) -> None:
+        with self._lock:
+            try:
+                self.client.call("publish", endpoint, cache, deadline=deadline)
+            except NotLinked:
+                self._announce(endpoint, deadline)
+                self.client.call("publish", endpoint, cache, deadline=deadline)
+            enter(self._published, cache)
+
+    def withdraw(self, endpoint: EndpointInfo, cache_id: int, deadline: Deadline) -> None:
+        with self._lock:
+            self._published.pop(cache_id, None)
+            self.client.call("withdraw", endpoint, cache_id, deadline=deadline)
+
+    def resolve(self, cluster_id: int, model_id: int, deadline: Deadline) -> Route:
+        route: Route = self.client.call("resolve", cluster_id, model_id, deadline=deadline)
+        return route
+
+    def leave(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
+        """Never raises for a fabric, or a Ray, that is gone already."""
+        if self.on_leave is not None:
+            self.on_leave()
+        try:
+            self.client.call("leave", endpoint, deadline=deadline)
+        except (NotLinked, TransferTimeout):
+            return
+
+    def _announce(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
+        caches = tuple(self._published.values())
+        self.client.call("announce", endpoint, self._actor, self._actor_id, caches, deadline=deadline)
+
+
+class RayPeers:
+    """Control messages between endpoints, through the scheduler."""
+
+    def __init__(self, client: SchedulerClient) -> None:
+        self._client = client
+
+    def ask(self, peer: EndpointInfo, question: str, arguments: dict[str, int], deadline: Deadline) -> object:
+        with peer_errors(str(peer)):
+            return self._client.errand(peer, "answer", deadline, question=question, arguments=arguments)

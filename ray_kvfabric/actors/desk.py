@@ -1,0 +1,65 @@
+"""Desk: what an endpoint does for callers outside its process; CacheWorker and the long poll both call it."""
+
+from __future__ import annotations
+
+from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.control.errands import METHODS, Errand, Outcome
+from ray_kvfabric.errors import FabricError, LLMException, LLMStatusCode, ParamInvalid
+from ray_kvfabric.route import Receipt
+
+
+class Desk:
+    """Each method is idempotent: a push of a known transfer_id waits for that transfer."""
+
+    def __init__(self, manager: CacheManager) -> None:
+        self.manager = manager
+
+    def push_blocks(
+        self,
+        transfer_id: str,
+        cache_id: int,
+        dst_cache_key: BlocksCacheKey,
+        src_blocks: tuple[int, ...] | list[int],
+        dst_blocks: tuple[int, ...] | list[int],
+        src_layer_range: range | None,
+        dst_layer_range: range | None,
+        tensor_num_per_layer: int,
+        timeout_s: float | None,
+    ) -> Receipt:
+        transfer = self.manager.start_push(
+            dst_cache_key,
+            self.manager.cache(cache_id),
+            src_blocks,
+            dst_blocks,
+            src_layer_range,
+            dst_layer_range,
+            tensor_num_per_layer,
+            transfer_id=transfer_id,
+            timeout_s=timeout_s,
+        )
+        return transfer.wait()
+
+    def result(self, transfer_id: str, timeout_s: float) -> Receipt:
+        return self.manager.result(transfer_id, timeout_s)
+
+    def cancel(self, transfer_id: str) -> bool:
+        return self.manager.cancel(transfer_id)
+
+    def answer(self, question: str, arguments: dict[str, int]) -> object:
+        return self.manager.answer(question, arguments)
+
+    def status(self) -> dict[str, object]:
+        return self.manager.status()
+
+    def run(self, errand: Errand) -> Outcome:
+        """The errand's outcome; nothing is raised."""
+        try:
+            if errand.method not in METHODS:
+                raise ParamInvalid(f"an endpoint has no method {errand.method!r}, only {', '.join(METHODS)}")
+            return Outcome(getattr(self, errand.method)(**errand.arguments))
+        except (FabricError, TypeError, ValueError) as error:
+            return Outcome(error=error)
+        except Exception as error:
+            text = f"{errand.method} failed: {type(error).__name__}: {error}"
+            return Outcome(error=LLMException(text, status_code=LLMStatusCode.LLM_FAILED))

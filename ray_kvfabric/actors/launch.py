@@ -1,0 +1,193 @@
+"""Starting and ending a fabric's actors. The only place that says ray.remote.
+
+    lifetime job        scheduler and workers belong to the process that started them and end with it
+    lifetime detached   they stay until `end_fabric`
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.util import list_named_actors
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ray_kvfabric.actors.edge import fetch, peer_errors
+from ray_kvfabric.actors.endpoint import Seat
+from ray_kvfabric.actors.names import belongs, placement_name, scheduler_name, worker_name
+from ray_kvfabric.actors.placement import place
+from ray_kvfabric.actors.scheduler import SchedulerActor
+from ray_kvfabric.actors.worker import CONCURRENCY_GROUPS, CacheWorker
+from ray_kvfabric.config import NAMESPACE, SchedulerSettings, WorkerGroup
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import ClusterIdTaken, LLMException, LLMStatusCode, NotLinked
+
+MAX_PARKED_CALLS = 10_000  # each endpoint parks one poll at the scheduler
+
+
+@dataclass(slots=True)
+class Started:
+    """Actors that this process started, and has to keep a handle of while they shall live."""
+
+    scheduler: ActorHandle[Any] | None = None
+    workers: dict[int, ActorHandle[Any]] = field(default_factory=dict)
+    placements: list[PlacementGroup] = field(default_factory=list)
+
+    def end(self, deadline: Deadline) -> None:
+        """Kills them; what they held is freed by their processes' end."""
+        for actor in (*self.workers.values(), *([self.scheduler] if self.scheduler else [])):
+            ray.kill(actor)
+        for placement in self.placements:
+            remove_placement_group(placement)
+        _await_deaths([*self.workers.values()], deadline)
+        self.scheduler = None
+        self.workers.clear()
+        self.placements.clear()
+
+
+def scheduler_exists(fabric: str) -> bool:
+    try:
+        ray.get_actor(scheduler_name(fabric), NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def start_scheduler(
+    fabric: str, settings: SchedulerSettings, lifetime: str, deadline: Deadline
+) -> tuple[ActorHandle[Any] | None, str]:
+    """The scheduler, if this call made it, and its lifetime; one that runs already stays as it is."""
+    founder = uuid.uuid4().hex
+    scheduler = (
+        ray.remote(SchedulerActor)
+        .options(
+            name=scheduler_name(fabric),
+            namespace=NAMESPACE,
+            lifetime="detached" if lifetime == "detached" else "non_detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=MAX_PARKED_CALLS,
+        )
+        .remote(settings, lifetime, founder)
+    )
+    with peer_errors(f"the scheduler of fabric {fabric!r}"):
+        found = fetch(scheduler.introduce.remote(), deadline, f"the start of fabric {fabric!r}")
+    return (scheduler if found["founder"] == founder else None), found["lifetime"]
+
+
+def start_workers(
+    fabric: str,
+    groups: tuple[WorkerGroup, ...],
+    *,
+    placement: str,
+    lifetime: str,
+    deadline: Deadline,
+    worker_class: type[CacheWorker] = CacheWorker,
+    max_restarts: int = 0,
+    arguments: dict[str, Any] | None = None,
+) -> Started:
+    """All workers of `groups`, announced; if one fails to start, none stays. Raises its error."""
+    started = Started()
+    try:
+        strategies = place(
+            placement_name(fabric, groups[0].first_cluster_id), groups, placement, lifetime, deadline, started.placements
+        )
+        for group in groups:
+            for cluster_id in range(group.first_cluster_id, group.first_cluster_id + group.count):
+                options = _worker_options(fabric, cluster_id, group, lifetime, max_restarts, strategies)
+                seat = Seat(fabric, cluster_id, group.endpoint, group.role, group.caches)
+                started.workers[cluster_id] = _start_worker(worker_class, options, seat, arguments or {})
+        for cluster_id, worker in started.workers.items():
+            with peer_errors(f"worker {cluster_id} of fabric {fabric!r}"):
+                fetch(worker.ping.remote(), deadline, f"the start of worker {cluster_id}{_wants(groups)}")
+    except BaseException:
+        started.end(Deadline.after(5.0))
+        raise
+    return started
+
+
+def _worker_options(
+    fabric: str,
+    cluster_id: int,
+    group: WorkerGroup,
+    lifetime: str,
+    max_restarts: int,
+    strategies: dict[int, PlacementGroupSchedulingStrategy],
+) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "name": worker_name(fabric, cluster_id),
+        "namespace": NAMESPACE,
+        "lifetime": "detached" if lifetime == "detached" else "non_detached",
+        "num_cpus": group.num_cpus,
+        "resources": dict(group.resources),
+        "max_restarts": max_restarts,
+        "concurrency_groups": CONCURRENCY_GROUPS,
+    }
+    if cluster_id in strategies:
+        options["scheduling_strategy"] = strategies[cluster_id]
+    elif group.label_selector:
+        options["label_selector"] = dict(group.label_selector)
+    return options
+
+
+def _start_worker(
+    worker_class: type[CacheWorker], options: dict[str, Any], seat: Seat, arguments: dict[str, Any]
+) -> ActorHandle[Any]:
+    try:
+        handle: ActorHandle[Any] = ray.remote(worker_class).options(**options).remote(seat, **arguments)
+    except ValueError as error:  # Ray's answer to a name in use
+        raise ClusterIdTaken(f"fabric {seat.fabric!r} has a worker {seat.cluster_id} already: {error}") from None
+    return handle
+
+
+def _wants(groups: tuple[WorkerGroup, ...]) -> str:
+    asked = ", ".join(f"{group.count} x {{CPU: {group.num_cpus:g}}} + {group.resources}" for group in groups)
+    return f" (asked for: {asked}; the cluster has: {ray.cluster_resources()})"
+
+
+def find_worker(fabric: str, cluster_id: int) -> ActorHandle[Any]:
+    """The actor of an endpoint. Raises NotLinked when it has none."""
+    try:
+        return ray.get_actor(worker_name(fabric, cluster_id), NAMESPACE)
+    except ValueError:
+        raise NotLinked(f"fabric {fabric!r} has no worker {cluster_id}") from None
+
+
+def end_fabric(fabric: str, deadline: Deadline) -> int:
+    """Kills every actor of the fabric, whoever started it, and frees its placements. Returns how many actors."""
+    names = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    mine = [name for name in names if belongs(name, fabric)]
+    actors = []
+    for name in mine:
+        try:
+            actors.append(ray.get_actor(name, NAMESPACE))
+        except ValueError:
+            continue  # it died meanwhile
+        ray.kill(actors[-1])
+    for placement_id, row in placement_group_table().items():
+        if belongs(row["name"], fabric) and row["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_id))))
+    _await_deaths(actors, deadline)
+    return len(actors)
+
+
+def _await_deaths(actors: list[ActorHandle[Any]], deadline: Deadline) -> None:
+    """Until calls to all of them fail: then their names and processes are gone."""
+    calls = [actor.__ray_ready__.remote() for actor in actors]
+    done, alive = ray.wait(calls, num_returns=len(calls), timeout=deadline.remaining_s) if calls else ([], [])
+    if alive:
+        raise LLMException(
+            f"{len(alive)} of {len(calls)} actors did not end in time", status_code=LLMStatusCode.LLM_TIMEOUT
+        )
+    for call in done:
+        try:
+            ray.get(call, timeout=0)
+        except RayError:
+            continue

@@ -1,0 +1,85 @@
+"""Agent: the thread that keeps an endpoint in the fabric.
+
+    poll the scheduler -> run the errands it brings -> announce again when it does not know us -> poll ...
+It sleeps on futures, never inside Ray, so that a Ray that shuts down under it leaves nothing to crash.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
+
+import ray
+from ray.exceptions import RayError
+
+from ray_kvfabric.actors.clients import RayDirectory
+from ray_kvfabric.actors.desk import Desk
+from ray_kvfabric.control.errands import Errand
+from ray_kvfabric.control.events import Orders
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import ClusterIdTaken, FabricError
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0  # a poll that has no answer for so long is made again
+PAUSE_S = 0.5  # between attempts to reach a scheduler that is not there
+CALL_S = 20.0
+
+
+class Agent:
+    """Started for one endpoint, stopped when it leaves. Its work ends by itself when Ray is gone."""
+
+    def __init__(self, directory: RayDirectory, desk: Desk) -> None:
+        self._directory = directory
+        self._desk = desk
+        self._endpoint = desk.manager.endpoint
+        self._job = ray.get_runtime_context().get_job_id()
+        self._stopped: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="kvfabric-agent", daemon=True)
+        directory.on_leave = self.stop
+        self._thread.start()
+
+    def stop(self) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    def _run(self) -> None:
+        acknowledged: tuple[str, ...] = ()
+        while not self._stopped.done() and self._ray_is_ours():
+            try:
+                orders = self._poll(acknowledged)
+                acknowledged = self._follow(orders)
+            except ClusterIdTaken as error:
+                logger.error("this endpoint left the fabric: %s", error)
+                return
+            except (FabricError, RayError, FutureTimeout) as error:
+                logger.debug("no answer from the scheduler: %s", error)
+                wait([self._stopped], timeout=PAUSE_S)
+            except Exception:
+                if self._ray_is_ours() and not self._stopped.done():
+                    raise
+                return
+
+    def _ray_is_ours(self) -> bool:
+        return ray.is_initialized() and ray.get_runtime_context().get_job_id() == self._job
+
+    def _poll(self, acknowledged: tuple[str, ...]) -> Orders:
+        reply: Future[Orders] = self._directory.client.submit("poll", self._endpoint, acknowledged).future()
+        wait([reply, self._stopped], timeout=PATIENCE_S, return_when=FIRST_COMPLETED)
+        return Orders() if self._stopped.done() else reply.result(timeout=0)
+
+    def _follow(self, orders: Orders) -> tuple[str, ...]:
+        if orders.announce_again and not self._stopped.done():
+            self._directory.announce(self._endpoint, Deadline.after(CALL_S))
+        for errand in orders.errands:
+            threading.Thread(target=self._serve, args=(errand,), name="kvfabric-errand", daemon=True).start()
+        return tuple(errand.errand_id for errand in orders.errands)
+
+    def _serve(self, errand: Errand) -> None:
+        outcome = self._desk.run(errand)
+        try:
+            self._directory.client.call("report", errand.errand_id, outcome, deadline=Deadline.after(CALL_S))
+        except (FabricError, RayError) as error:
+            logger.debug("the outcome of %s could not be told: %s", errand.errand_id, error)

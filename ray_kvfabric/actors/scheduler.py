@@ -1,0 +1,212 @@
+"""SchedulerActor: the thin actor around SchedulerState. It hands events in and performs the commands.
+
+It launches calls on the actors of endpoints and hands their references back; it waits for none of them, and
+no byte of a cache passes through it. Killed at any moment, its next life learns all again from the endpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayActorError
+
+from ray_kvfabric.actors.liveness import process_gone
+from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.config import SchedulerSettings
+from ray_kvfabric.control.directory import Member
+from ray_kvfabric.control.errands import Errand, Outcome
+from ray_kvfabric.control.events import (
+    Announce,
+    Answer,
+    Asked,
+    Await,
+    Call,
+    Command,
+    Died,
+    Event,
+    Forget,
+    GaveUp,
+    Leave,
+    Lives,
+    Orders,
+    Poll,
+    Probe,
+    Publish,
+    Refuse,
+    Report,
+    Resolve,
+    Send,
+    Tick,
+    Watch,
+    Withdraw,
+)
+from ray_kvfabric.control.state import SchedulerState
+from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
+
+PROBE_S = 5.0  # an actor that does not answer for so long counts as alive: a name is not taken from the slow
+HOLD_S = 3600.0
+
+
+class SchedulerActor:
+    """`founder` is the mark of the process that asked for this scheduler; `introduce` shows it to others."""
+
+    def __init__(self, settings: SchedulerSettings, lifetime: str, founder: str) -> None:
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._loop = asyncio.get_event_loop()
+        self._state = SchedulerState(settings, self._loop.time() + settings.rebuild_s if restarted else 0.0)
+        self._introduction = {"founder": founder, "lifetime": lifetime, "restarted": bool(restarted)}
+        self._requests = itertools.count()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._handles: dict[tuple[int, int], ActorHandle[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def introduce(self) -> dict[str, object]:
+        return self._introduction
+
+    async def announce(
+        self,
+        endpoint: EndpointInfo,
+        actor: ActorHandle[Any] | None,
+        actor_id: str | None,
+        caches: tuple[CacheInfo, ...],
+    ) -> None:
+        if actor is not None:
+            self._handles[_mark(endpoint)] = actor
+        try:
+            await self._ask(Announce, endpoint, actor_id, caches)
+        except BaseException:
+            self._handles.pop(_mark(endpoint), None)
+            raise
+
+    async def publish(self, endpoint: EndpointInfo, cache: CacheInfo) -> None:
+        await self._ask(Publish, endpoint, cache)
+
+    async def withdraw(self, endpoint: EndpointInfo, cache_id: int) -> None:
+        await self._ask(Withdraw, endpoint, cache_id)
+
+    async def leave(self, endpoint: EndpointInfo) -> None:
+        await self._ask(Leave, endpoint)
+
+    async def resolve(self, cluster_id: int, model_id: int) -> Route:
+        route: Route = await self._ask(Resolve, cluster_id, model_id)
+        return route
+
+    async def poll(self, endpoint: EndpointInfo, acknowledged: tuple[str, ...]) -> Orders:
+        """An endpoint's long poll: it renews the lease and brings errands home."""
+        orders: Orders = await self._ask(Poll, endpoint, acknowledged)
+        return orders
+
+    async def report(self, errand_id: str, outcome: Outcome) -> None:
+        await self._ask(Report, errand_id, outcome)
+
+    async def send(
+        self,
+        cluster_id: int,
+        errand: Errand,
+        incarnation: int | None = None,
+        key: BlocksCacheKey | None = None,
+    ) -> list[Any] | None:
+        """Starts an errand. One ObjectRef, of the call of the endpoint's actor; None: ask for its `outcome`.
+
+        With `key`, only after that cache was found. In a list, because Ray would wait for a bare reference.
+        """
+        reference: list[Any] | None = await self._ask(Send, cluster_id, errand, incarnation, key)
+        return reference
+
+    async def outcome(self, errand_id: str, timeout_s: float) -> Outcome | None:
+        """How an errand of a polling endpoint ended; None when it did not in time."""
+        outcome: Outcome | None = await self._ask(Await, errand_id, self._loop.time() + timeout_s)
+        return outcome
+
+    async def members(self) -> list[Member]:
+        return self._state.members()
+
+    async def status(self) -> dict[str, object]:
+        return {**self._introduction, **self._state.describe()}
+
+    # -- the machine
+
+    async def _ask(self, kind: type[Asked], *fields: Any) -> Any:
+        request = next(self._requests)
+        future = self._waiting[request] = self._loop.create_future()
+        try:
+            self._tell(kind(self._loop.time(), request, *fields))
+            return await future
+        finally:
+            del self._waiting[request]
+            if future.cancelled():
+                self._tell(GaveUp(self._loop.time(), request))
+
+    def _tell(self, event: Event) -> None:
+        for command in self._state.handle(event):
+            self._perform(command)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        wake_at = self._state.wake_at()
+        self._alarm = None if wake_at is None else self._loop.call_at(wake_at, self._ring)
+
+    def _ring(self) -> None:
+        self._tell(Tick(self._loop.time()))
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Answer(request, value):
+                self._settle(request).set_result(value)
+            case Refuse(request, error):
+                self._settle(request).set_exception(error)
+            case Call(request, endpoint, errand):
+                method = getattr(self._handles[_mark(endpoint)], errand.method)
+                self._settle(request).set_result([method.remote(**errand.arguments)])
+            case Probe(endpoint, _):
+                self._begin(self._probe(endpoint))
+            case Watch(endpoint):
+                self._begin(self._watch(endpoint))
+            case Forget(endpoint):
+                self._handles.pop(_mark(endpoint), None)
+
+    def _settle(self, request: int) -> asyncio.Future[Any]:
+        """The caller's future; one that nobody reads for a caller that is gone."""
+        future = self._waiting.get(request)
+        return future if future is not None and not future.done() else self._loop.create_future()
+
+    def _begin(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _probe(self, endpoint: EndpointInfo) -> None:
+        now_alive = await self._alive(endpoint)
+        now = self._loop.time()
+        self._tell(Lives(now, endpoint) if now_alive else Died(now, endpoint, "died"))
+
+    async def _alive(self, endpoint: EndpointInfo) -> bool:
+        actor = self._handles.get(_mark(endpoint))
+        if actor is None:
+            return not process_gone(endpoint)
+        try:
+            answer = await asyncio.wait_for(actor.ping.remote(), PROBE_S)
+        except asyncio.TimeoutError:
+            return not process_gone(endpoint)
+        except RayActorError:
+            return False
+        return bool(answer == endpoint.incarnation)
+
+    async def _watch(self, endpoint: EndpointInfo) -> None:
+        """A call that the endpoint's actor never answers while it lives: its failure is the notice of death."""
+        while (actor := self._handles.get(_mark(endpoint))) is not None:
+            try:
+                await actor.hold.remote(HOLD_S)
+            except ActorDiedError:
+                self._tell(Died(self._loop.time(), endpoint, "died"))
+            except RayActorError:  # it may be back in a moment, as another incarnation or as this one
+                if not await self._alive(endpoint):
+                    self._tell(Died(self._loop.time(), endpoint, "died"))
+
+
+def _mark(endpoint: EndpointInfo) -> tuple[int, int]:
+    return endpoint.cluster_id, endpoint.incarnation

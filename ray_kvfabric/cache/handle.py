@@ -1,0 +1,129 @@
+"""Cache: what a manager hands out for a registered or allocated cache (contract section 8.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_kvfabric.cache.checks import check_int, check_type
+from ray_kvfabric.cache.types import CacheDesc, Placement
+from ray_kvfabric.errors import CacheNotFound, ParamInvalid
+
+if TYPE_CHECKING:
+    import torch
+
+CPU_CACHE_ID = -1  # of a Cache made by create_cpu_cache, which no manager knows
+
+Opener = Callable[[int], memoryview]  # tensor index -> its bytes, writable; raises CacheNotFound when freed
+
+
+class Cache:
+    """A handle; the memory belongs to the manager (allocated) or to its owner (registered)."""
+
+    __slots__ = ("_cache_desc", "_cache_id", "_is_blocks_cache", "_open", "_tensor_addrs")
+
+    def __init__(
+        self,
+        cache_id: int,
+        cache_desc: CacheDesc,
+        tensor_addrs: list[int],
+        is_blocks_cache: bool,
+        open_tensor: Opener | None = None,
+    ) -> None:
+        self._cache_id = cache_id
+        self._cache_desc = cache_desc
+        self._tensor_addrs = tensor_addrs
+        self._is_blocks_cache = is_blocks_cache
+        self._open = open_tensor
+
+    @classmethod
+    def create_cpu_cache(cls, cache_desc: CacheDesc, addrs: list[int]) -> Cache:
+        """A blocks cache in host memory that no manager knows; usable in swap_blocks only."""
+        check_type(cache_desc, CacheDesc, "cache_desc")
+        for position, address in enumerate(check_type(addrs, list, "addrs")):
+            check_int(address, "uint64", f"addrs[{position}]")
+        if cache_desc.placement is not Placement.HOST:
+            raise ParamInvalid(f"cache_desc.placement must be HOST, got {cache_desc.placement}")
+        if len(addrs) != cache_desc.num_tensors:
+            raise ParamInvalid(
+                f"addrs has {len(addrs)} entries, cache_desc.num_tensors is {cache_desc.num_tensors}"
+            )
+        return cls(CPU_CACHE_ID, cache_desc, addrs, is_blocks_cache=True)
+
+    @property
+    def cache_id(self) -> int:
+        return self._cache_id
+
+    @property
+    def cache_desc(self) -> CacheDesc:
+        return self._cache_desc
+
+    @property
+    def tensor_addrs(self) -> list[int]:
+        """Addresses of the tensors; empty once the cache was deallocated."""
+        return self._tensor_addrs
+
+    @property
+    def is_blocks_cache(self) -> bool:
+        return self._is_blocks_cache
+
+    def forget_addresses(self) -> None:
+        """Called by the manager when the memory is gone."""
+        self._tensor_addrs = []
+        self._open = None
+
+    def numpy(self, tensor_index: int) -> NDArray[np.generic]:
+        """Tensor `tensor_index` as an array of `cache_desc.shape` over the cache's own memory, no copy.
+
+        bfloat16 is shown as uint16. The view keeps the memory mapped, also after deallocation.
+        Raises LLMException (LLM_KV_CACHE_NOT_EXIST) when the cache was deallocated or has no host memory here.
+        """
+        return (
+            np.frombuffer(self._bytes(tensor_index), dtype=np.uint8)
+            .view(self._cache_desc.data_type.numpy_dtype)
+            .reshape(tuple(self._cache_desc.shape))
+        )
+
+    def torch(self, tensor_index: int) -> torch.Tensor:
+        """Tensor `tensor_index` as a torch CPU tensor over the cache's own memory, no copy."""
+        import torch
+
+        flat = torch.frombuffer(self._bytes(tensor_index), dtype=torch.uint8)
+        kind = getattr(torch, _TORCH_NAMES[self._cache_desc.data_type.name])
+        return flat.view(kind).view(*self._cache_desc.shape)
+
+    def _bytes(self, tensor_index: int) -> memoryview:
+        if self._open is None:
+            raise CacheNotFound(f"cache {self._cache_id} has no memory here: deallocated, or not a manager's")
+        if not 0 <= tensor_index < self._cache_desc.num_tensors:
+            raise ParamInvalid(
+                f"tensor_index must be in [0, {self._cache_desc.num_tensors}) for cache {self._cache_id}, "
+                f"got {tensor_index}"
+            )
+        return self._open(tensor_index)
+
+    def __repr__(self) -> str:
+        return (
+            f"Cache(cache_id = {self._cache_id}, device_tensor_addrs = {len(self._tensor_addrs)}, "
+            f"is_blocks_cache = {self._is_blocks_cache})"
+        )
+
+
+_TORCH_NAMES = {
+    "DT_FLOAT": "float32",
+    "DT_FLOAT16": "float16",
+    "DT_BF16": "bfloat16",
+    "DT_INT8": "int8",
+    "DT_INT16": "int16",
+    "DT_UINT16": "uint16",
+    "DT_UINT8": "uint8",
+    "DT_INT32": "int32",
+    "DT_INT64": "int64",
+    "DT_UINT32": "uint32",
+    "DT_UINT64": "uint64",
+    "DT_BOOL": "bool",
+    "DT_DOUBLE": "float64",
+}

@@ -1,0 +1,176 @@
+"""Events that the scheduler's state takes and commands that it gives back: pure data.
+
+`request` names a caller that waits: each gets exactly one Answer, Refuse or Call for it. `now` is seconds of
+one monotonic clock, read by whoever hands the event in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.control.errands import Errand, Outcome
+from ray_kvfabric.route import CacheInfo, EndpointInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(Event):
+    """Time has passed; see `SchedulerState.wake_at`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Died(Event):
+    """This incarnation is dead: its actor died, or a probe found nothing."""
+
+    endpoint: EndpointInfo
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lives(Event):
+    """A probe found this incarnation alive."""
+
+    endpoint: EndpointInfo
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp(Event):
+    """The caller no longer waits."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Event):
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Announce(Asked):
+    """`caches` are all that the endpoint has. Answered with None."""
+
+    endpoint: EndpointInfo
+    actor_id: str | None
+    caches: tuple[CacheInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Publish(Asked):
+    endpoint: EndpointInfo
+    cache: CacheInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw(Asked):
+    endpoint: EndpointInfo
+    cache_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave(Asked):
+    endpoint: EndpointInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve(Asked):
+    """Answered with a Route."""
+
+    cluster_id: int
+    model_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Asked):
+    """An errand to whoever carries `cluster_id`, or only to `incarnation`; with `key`, only if that is known.
+
+    Ends in a Call for an endpoint with an actor, in Answer(None) for one that polls.
+    """
+
+    cluster_id: int
+    errand: Errand
+    incarnation: int | None = None
+    key: BlocksCacheKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Await(Asked):
+    """The outcome of an errand of an endpoint that polls. Answered with an Outcome, at `until` with None."""
+
+    errand_id: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Poll(Asked):
+    """An endpoint's long poll. Answered with an Orders."""
+
+    endpoint: EndpointInfo
+    acknowledged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Asked):
+    """An endpoint tells how an errand ended."""
+
+    errand_id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a poll brings home."""
+
+    announce_again: bool = False
+    errands: tuple[Errand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    request: int
+    value: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    request: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call `errand` at this endpoint's actor, and answer the request with that call's reference."""
+
+    request: int
+    endpoint: EndpointInfo
+    errand: Errand
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Find out whether this incarnation lives, then say Lives or Died."""
+
+    endpoint: EndpointInfo
+    actor_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Say Died when this endpoint's actor dies."""
+
+    endpoint: EndpointInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The endpoint is gone: let go of its handle."""
+
+    endpoint: EndpointInfo
+
+
+Command = Answer | Refuse | Call | Probe | Watch | Forget
+Commands = list[Command]

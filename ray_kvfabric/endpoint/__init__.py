@@ -1,0 +1,1 @@
+"""The parts of one endpoint that `CacheManager` is made of: its caches, its links, its transfers."""

@@ -1,0 +1,123 @@
+"""LinkTable: the opened ways to other endpoints' caches. A hit costs one dictionary look-up and no call.
+
+    (cluster_id, model_id) -> Way: link, the opened cache, and which local caches were found to fit it
+A way that turns out stale is dropped; the next use resolves it anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import TransferTimeout
+from ray_kvfabric.plan import LayerRequest, LayerSpan
+from ray_kvfabric.ports import Directory, PeerCalls
+from ray_kvfabric.route import Route
+from ray_kvfabric.telemetry import Counters
+from ray_kvfabric.transport.base import Link, LocalEnd, RemoteCache, Transport
+from ray_kvfabric.transport.registry import Verdict, choose, judge
+
+WayKey = tuple[int, int]  # cluster_id, model_id
+SpanKey = tuple[int, bool, LayerRequest]  # local cache id, is it the target, layers asked for
+
+
+@dataclass(slots=True)
+class Way:
+    """A peer's cache, ready to be written or read."""
+
+    route: Route
+    link: Link
+    remote: RemoteCache
+    spans: dict[SpanKey, LayerSpan] = field(default_factory=dict)  # what was checked before
+
+
+class LinkTable:
+    """Threads may share it; a way is opened by one of them while the others wait."""
+
+    def __init__(
+        self,
+        local: LocalEnd,
+        transports: tuple[Transport, ...],
+        directory: Directory,
+        peers: PeerCalls | None,
+        counters: Counters,
+    ) -> None:
+        self._local = local
+        self._transports = transports
+        self._directory = directory
+        self._peers = peers
+        self._counters = counters
+        self._ways: dict[WayKey, Way] = {}
+        self._links: dict[tuple[int, str], Link] = {}  # (incarnation, transport)
+        self._opening = threading.RLock()
+
+    def way(self, cluster_id: int, model_id: int, deadline: Deadline) -> Way:
+        """Raises NotLinked, CacheNotFound, LinkFailed, PeerLost, StaleIncarnation, TransferTimeout."""
+        found = self._ways.get((cluster_id, model_id))
+        return found if found is not None else self._open(cluster_id, model_id, deadline)
+
+    def forget(self, way: Way) -> None:
+        """Drops a stale way, and its link when the peer is gone."""
+        with self._opening:
+            self._ways = {key: each for key, each in self._ways.items() if each is not way}
+            if not way.link.is_alive:
+                self._close_dead(way.link)
+
+    def explain(self, cluster_id: int, model_id: int, deadline: Deadline) -> tuple[Route, list[Verdict]]:
+        """Which transports could serve this key, and why each other one could not."""
+        route = self._directory.resolve(cluster_id, model_id, deadline)
+        return route, judge(self._transports, self._local.endpoint, route)
+
+    def _open(self, cluster_id: int, model_id: int, deadline: Deadline) -> Way:
+        if not self._opening.acquire(timeout=deadline.remaining_s):
+            raise TransferTimeout(f"another thread is still opening a link; none to endpoint {cluster_id} in time")
+        try:
+            found = self._ways.get((cluster_id, model_id))
+            if found is not None:
+                return found
+            route = self._directory.resolve(cluster_id, model_id, deadline)
+            link = self._link(route, deadline)
+            way = Way(route, link, link.open_cache(route.cache, deadline))
+            self._ways[cluster_id, model_id] = way
+            return way
+        finally:
+            self._opening.release()
+
+    def _link(self, route: Route, deadline: Deadline) -> Link:
+        """The best transport's link to this incarnation, opened if it is not yet."""
+        transport = choose(self._transports, self._local.endpoint, route)
+        self._warn_if_slow(transport, route)
+        key = (route.endpoint.incarnation, transport.name)
+        link = self._links.get(key)
+        if link is None:
+            link = transport.open_link(self._local, route.endpoint, self._peers, deadline)
+            self._links[key] = link
+        return link
+
+    def _warn_if_slow(self, transport: Transport, route: Route) -> None:
+        best = next((each.name for each in self._transports if each.capabilities.same_host_only), transport.name)
+        if transport.name == "process_vm" and best != transport.name:
+            self._counters.warn_once(
+                f"slow_path/{transport.name}",
+                f"cache {route.cache.cache_id} of {route.endpoint} is reached by process_vm, at about half the speed "
+                "of shared memory: it was registered from memory that the fabric did not allocate",
+            )
+
+    def _close_dead(self, link: Link) -> None:
+        self._ways = {key: way for key, way in self._ways.items() if way.link is not link}
+        self._links = {key: each for key, each in self._links.items() if each is not link}
+        link.close()
+
+    def links(self) -> list[Link]:
+        return list(self._links.values())
+
+    def open_keys(self) -> list[WayKey]:
+        return list(self._ways)
+
+    def close(self) -> None:
+        with self._opening:
+            for link in self._links.values():
+                link.close()
+            self._ways, self._links = {}, {}
+

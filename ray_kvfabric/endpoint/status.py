@@ -1,0 +1,55 @@
+"""What an endpoint says of itself to `kvfabric status`: plain data, ready for JSON."""
+
+from __future__ import annotations
+
+from ray_kvfabric.endpoint.links import LinkTable
+from ray_kvfabric.endpoint.transfers import TransferTable
+from ray_kvfabric.memory.host_pool import HostPool
+from ray_kvfabric.route import CacheInfo, EndpointInfo
+from ray_kvfabric.telemetry import Counters
+
+
+def describe_endpoint(
+    endpoint: EndpointInfo,
+    caches: list[CacheInfo],
+    links: LinkTable,
+    transfers: TransferTable,
+    pool: HostPool,
+    counters: Counters,
+) -> dict[str, object]:
+    return {
+        "cluster_id": endpoint.cluster_id,
+        "incarnation": f"{endpoint.incarnation:016x}",
+        "role": endpoint.role,
+        "pid": endpoint.pid,
+        "node": endpoint.node,
+        "transports": list(endpoint.transports),
+        "caches": [_describe_cache(cache) for cache in caches],
+        "links": [
+            {
+                "to": link.peer.cluster_id,
+                "transport": link.transport,
+                "alive": link.is_alive,
+                "bytes_pushed": link.nbytes_pushed,
+                "bytes_pulled": link.nbytes_pulled,
+            }
+            for link in links.links()
+        ],
+        "transfers": [{"transfer_id": each.transfer_id, "state": each.state} for each in transfers.all()],
+        "memory": {"budget_bytes": pool.budget, "used_bytes": pool.used, "huge_pages": pool.huge_pages},
+        "counters": counters.snapshot(),
+    }
+
+
+def _describe_cache(cache: CacheInfo) -> dict[str, object]:
+    return {
+        "cache_id": cache.cache_id,
+        "model_id": cache.model_id,
+        "data_type": cache.data_type,
+        "placement": cache.placement,
+        "tensors": len(cache.regions),
+        "shape": list(cache.shape),
+        "bytes": cache.nbytes,
+        "remote_accessible": cache.remote_accessible,
+        "fabric_memory": bool(cache.segments),
+    }

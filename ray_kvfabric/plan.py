@@ -1,0 +1,165 @@
+"""From layer ranges and block lists to what is copied: pure, the same on both ends.
+
+    LayerRequest   what the caller asked for, checked as far as the source alone allows
+    LayerSpan      the same in regions of both caches, checked against both
+    Plan           a span and the two block lists
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from ray_kvfabric.cache.checks import check_int, check_layer_range
+from ray_kvfabric.cache.layout import Region, describe
+from ray_kvfabric.errors import ParamInvalid
+
+TENSORS_PER_LAYER = 2  # K then V
+
+
+class Blocks(Protocol):
+    """Block indices, already known to be non-negative ints."""
+
+    @property
+    def maximum(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[int]: ...
+
+
+class Run(NamedTuple):
+    """Neighbouring blocks whose source and target indices both rise by one: one copy."""
+
+    source_start: int
+    target_start: int
+    num_blocks: int
+
+
+class LayerRequest(NamedTuple):
+    """Layers [source] go to layers [target]; both None means every tensor of the cache."""
+
+    source: range | None
+    target: range | None
+    tensors_per_layer: int
+
+
+class LayerSpan(NamedTuple):
+    """Regions source_first + i pair with target_first + i; layers are the target's."""
+
+    source_first: int
+    target_first: int
+    num_regions: int
+    first_layer: int
+    num_layers: int
+
+
+class Plan(NamedTuple):
+    """One transfer, checked against both caches."""
+
+    span: LayerSpan
+    source_blocks: Blocks
+    target_blocks: Blocks
+
+
+def request_layers(
+    source: range | None, target: range | None, tensors_per_layer: int, num_tensors: int
+) -> LayerRequest:
+    """Checks what needs no peer (contract 12.1, steps 5 to 8). `num_tensors` is the local cache's.
+
+    A range that is left out beside a given one counts from layer 0 of the local cache.
+    """
+    per_layer = check_int(tensors_per_layer, "uint32", "tensor_num_per_layer")
+    if per_layer == 0:
+        raise ParamInvalid("tensor_num_per_layer must be at least 1, got 0")
+    if source is None and target is None:
+        if per_layer > max(num_tensors, TENSORS_PER_LAYER):
+            raise ParamInvalid(f"tensor_num_per_layer must be in [1, {num_tensors}], got {per_layer}")
+        return LayerRequest(None, None, per_layer)
+    every_layer = range(num_tensors // per_layer)
+    source = every_layer if source is None else check_layer_range(source, "src_layer_range")
+    target = every_layer if target is None else check_layer_range(target, "dst_layer_range")
+    if len(source) != len(target):
+        raise ParamInvalid(
+            f"src_layer_range has {len(source)} layers ({source!r}), dst_layer_range {len(target)} ({target!r})"
+        )
+    return LayerRequest(source, target, per_layer)
+
+
+def span_layers(request: LayerRequest, source_tensors: int, target_tensors: int) -> LayerSpan:
+    """The request in regions. Raises LLMException (LLM_PARAM_INVALID) naming the side that does not fit."""
+    per_layer = request.tensors_per_layer
+    if request.source is None or request.target is None:
+        if source_tensors != target_tensors:
+            raise ParamInvalid(
+                f"num_tensors differ: the source cache has {source_tensors}, the target cache {target_tensors}"
+            )
+        return LayerSpan(0, 0, source_tensors, 0, max(source_tensors // per_layer, 1))
+    _check_side("src_layer_range", "source", request.source, per_layer, source_tensors)
+    _check_side("dst_layer_range", "target", request.target, per_layer, target_tensors)
+    return LayerSpan(
+        request.source.start * per_layer,
+        request.target.start * per_layer,
+        len(request.source) * per_layer,
+        request.target.start,
+        len(request.source),
+    )
+
+
+def _check_side(field: str, side: str, layers: range, per_layer: int, num_tensors: int) -> None:
+    if num_tensors % per_layer:
+        raise ParamInvalid(
+            f"tensor_num_per_layer {per_layer} does not divide the {num_tensors} tensors of the {side} cache"
+        )
+    if layers.stop > num_tensors // per_layer:
+        raise ParamInvalid(
+            f"{field} {layers!r} ends beyond the {num_tensors // per_layer} layers of the {side} cache"
+        )
+
+
+def check_regions(
+    span: LayerSpan, source: tuple[Region, ...], target: tuple[Region, ...], names: tuple[str, str]
+) -> None:
+    """Each pair of regions has blocks of equal bytes. `names` say which cache is which in the error."""
+    for offset in range(span.num_regions):
+        left = source[span.source_first + offset]
+        right = target[span.target_first + offset]
+        if left.block_nbytes != right.block_nbytes:
+            raise ParamInvalid(
+                f"block sizes differ in tensor {span.source_first + offset}: {names[0]} has {describe(left)}, "
+                f"{names[1]} has {describe(right)}"
+            )
+
+
+def blocks_fit(plan: Plan, source_limit: int, target_limit: int) -> bool:
+    """Lists of equal, positive length whose indices lie inside both caches."""
+    return (
+        0 < len(plan.source_blocks) == len(plan.target_blocks)
+        and plan.source_blocks.maximum < source_limit
+        and plan.target_blocks.maximum < target_limit
+    )
+
+
+def blocks_refusal(plan: Plan, source_limit: int, target_limit: int, names: tuple[str, str]) -> ParamInvalid:
+    """Why `blocks_fit` said no, with both sides."""
+    num_source, num_target = len(plan.source_blocks), len(plan.target_blocks)
+    if num_source != num_target:
+        return ParamInvalid(f"src_blocks has {num_source} entries, dst_blocks has {num_target}")
+    if plan.source_blocks.maximum >= source_limit:
+        return _index_refusal("src_blocks", plan.source_blocks, source_limit, names[0])
+    return _index_refusal("dst_blocks", plan.target_blocks, target_limit, names[1])
+
+
+def _index_refusal(field: str, blocks: Blocks, limit: int, name: str) -> ParamInvalid:
+    position = list(blocks).index(blocks.maximum)
+    return ParamInvalid(f"{field}[{position}] is {blocks.maximum}, {name} has blocks [0, {limit})")
+
+
+def merge_runs(source_blocks: Iterable[int], target_blocks: Iterable[int]) -> list[Run]:
+    """Pairs of blocks as runs, in list order: no sorting, no de-duplication (contract 10.5)."""
+    runs: list[Run] = []
+    for source, target in zip(source_blocks, target_blocks, strict=True):
+        last = runs[-1] if runs else None
+        if last and source == last.source_start + last.num_blocks and target == last.target_start + last.num_blocks:
+            runs[-1] = last._replace(num_blocks=last.num_blocks + 1)
+        else:
+            runs.append(Run(source, target, 1))
+    return runs

@@ -1,0 +1,168 @@
+"""A target endpoint for tests: in this process (LocalPeer) or in a child of its own (ChildPeer), with one surface."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
+from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.config import EndpointSettings
+from ray_kvfabric.route import Receipt
+from ray_kvfabric.testing.directory import DictDirectory
+
+PATIENCE_S = 60.0
+
+
+class LocalPeer:
+    """A CacheManager and the commands that a test gives it."""
+
+    def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
+        self.directory = directory
+        self.manager = CacheManager(cluster_id, directory=directory, settings=settings)
+
+    @property
+    def cluster_id(self) -> int:
+        return self.manager.endpoint.cluster_id
+
+    def allocate(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
+        desc = CacheDesc(num_tensors, shape, DataType[data_type], Placement.HOST)
+        return self.manager.allocate_blocks_cache(desc, _key(model_id)).cache_id
+
+    def register(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
+        """A cache over numpy arrays, which the fabric did not allocate."""
+        desc = CacheDesc(num_tensors, shape, DataType[data_type], Placement.HOST)
+        arrays = [np.zeros(desc.size, np.uint8) for _ in range(num_tensors)]
+        return self.manager.register_blocks_cache(desc, list(arrays), _key(model_id)).cache_id
+
+    def deallocate(self, cache_id: int) -> None:
+        self.manager.unregister_cache(cache_id)
+
+    def fill(self, cache_id: int, value: int) -> None:
+        cache = self.manager.cache(cache_id)
+        for tensor in range(cache.cache_desc.num_tensors):
+            _bytes_of(cache, tensor)[:] = value
+
+    def read(self, cache_id: int) -> list[bytes]:
+        """Every tensor's bytes."""
+        cache = self.manager.cache(cache_id)
+        return [_bytes_of(cache, tensor).tobytes() for tensor in range(cache.cache_desc.num_tensors)]
+
+    def wait_received(self, transfer_id: str, timeout_s: float) -> Receipt:
+        return self.manager.wait_received(transfer_id, timeout_s)
+
+    def status(self) -> dict[str, object]:
+        return self.manager.status()
+
+    def close(self) -> None:
+        self.manager.close()
+
+
+class ChildPeer:
+    """A LocalPeer in a child process; what it announces is copied into the parent's directory after each command."""
+
+    def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
+        self.cluster_id = cluster_id
+        self.directory = directory
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, cluster_id, settings), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._mirror(self._receive())
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid or 0)
+
+    def allocate(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
+        return int(self._call("allocate", num_tensors, shape, data_type, model_id))
+
+    def register(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
+        return int(self._call("register", num_tensors, shape, data_type, model_id))
+
+    def deallocate(self, cache_id: int) -> None:
+        self._call("deallocate", cache_id)
+
+    def fill(self, cache_id: int, value: int) -> None:
+        self._call("fill", cache_id, value)
+
+    def read(self, cache_id: int) -> list[bytes]:
+        return list(self._call("read", cache_id))
+
+    def wait_received(self, transfer_id: str, timeout_s: float) -> Receipt:
+        receipt: Receipt = self._call("wait_received", transfer_id, timeout_s)
+        return receipt
+
+    def status(self) -> dict[str, object]:
+        return dict(self._call("status"))
+
+    def stop(self) -> None:
+        """SIGSTOP: stopped, not dead."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self._process.kill()
+        self._process.join(PATIENCE_S)
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._pipe.send(("close", ()))
+            self._process.join(PATIENCE_S)
+        self._process.kill()
+        self._process.join(PATIENCE_S)
+        self._process.close()
+        self._pipe.close()
+
+    def _call(self, command: str, *arguments: object) -> Any:
+        self._pipe.send((command, arguments))
+        outcome, endpoints, held = self._receive()
+        self._mirror((None, endpoints, held))
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _receive(self) -> Any:
+        if not self._pipe.poll(PATIENCE_S):
+            raise TimeoutError(f"peer {self.cluster_id} does not answer")
+        return self._pipe.recv()
+
+    def _mirror(self, answer: Any) -> None:
+        _, endpoints, held = answer
+        self.directory.endpoints.update(endpoints)
+        self.directory.held.update(held)
+
+
+def _serve(pipe: Connection, cluster_id: int, settings: EndpointSettings | None) -> None:
+    directory = DictDirectory()
+    peer = LocalPeer(cluster_id, directory, settings)
+    pipe.send((None, directory.endpoints, directory.held))
+    while True:
+        command, arguments = pipe.recv()
+        outcome: object
+        try:
+            outcome = getattr(peer, command)(*arguments)
+        except Exception as error:
+            outcome = error
+        if command == "close":
+            return
+        pipe.send((outcome, directory.endpoints, directory.held))
+
+
+def _key(model_id: int | None) -> BlocksCacheKey | None:
+    return None if model_id is None else BlocksCacheKey(0, model_id)
+
+
+def _bytes_of(cache: Any, tensor: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    flat: np.ndarray[Any, np.dtype[np.uint8]] = cache.numpy(tensor).reshape(-1).view(np.uint8)
+    return flat

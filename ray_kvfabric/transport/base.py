@@ -1,0 +1,121 @@
+"""The contract of a transport: how a link to a peer is opened and how it moves blocks.
+
+    Transport   what it can do, whether this machine and this pair can use it; opens links
+    Link        one opened way to one endpoint; opens the peer's caches; pushes and pulls
+    RemoteCache a peer's cache, made reachable
+
+A link's calls block until the bytes are there, bounded by the order's deadline and stop word; threads may share
+a link. Nothing here imports Ray: what a link must ask of its peer goes through the `PeerCalls` port.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.memory.copy import Copier, RegionTable, StopWord
+from ray_kvfabric.plan import Plan
+from ray_kvfabric.ports import PeerCalls
+from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Facts about a transport, not tries."""
+
+    one_sided: bool
+    same_host_only: bool
+    foreign_memory: bool  # reaches memory that the fabric did not allocate
+    device_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEnd:
+    """What a transport may know of the endpoint that it works for."""
+
+    endpoint: EndpointInfo
+    copier: Copier
+
+
+class Order(NamedTuple):
+    """How one transfer is to be carried out. `deadline_ns` is CLOCK_MONOTONIC."""
+
+    transfer_id: str
+    deadline_ns: int
+    stop: StopWord | None = None
+    digest: bool = False
+
+
+@dataclass(slots=True)
+class RemoteCache:
+    """A peer's cache; `table` holds its regions as this link reaches them."""
+
+    info: CacheInfo
+    table: RegionTable
+
+
+class Link(ABC):
+    """An opened route to one incarnation of one endpoint."""
+
+    transport: ClassVar[str]
+
+    def __init__(self, local: LocalEnd, peer: EndpointInfo) -> None:
+        self.local = local
+        self.peer = peer
+        self.nbytes_pushed = 0
+        self.nbytes_pulled = 0
+
+    @abstractmethod
+    def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
+        """Makes a cache of the peer reachable. Raises LinkFailed, PeerLost."""
+
+    @abstractmethod
+    def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
+        """Writes local blocks into the peer's and leaves a receipt there.
+
+        Raises StaleRoute (no byte moved), CacheNotFound (freed meanwhile), PeerLost, TransferTimeout,
+        TransferCancelled, ParamInvalid.
+        """
+
+    @abstractmethod
+    def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:
+        """Reads the peer's blocks into local ones; raises as `push` does."""
+
+    @property
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """Whether the peer's incarnation still lives; no remote call."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back what the link holds; idempotent."""
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_alive else "dead"
+        return (
+            f"<Link {self.local.endpoint.cluster_id} -> {self.peer.cluster_id} {self.transport}: {state}, "
+            f"{self.nbytes_pushed / 1e9:.1f} GB pushed>"
+        )
+
+
+class Transport(ABC):
+    """One way to travel. Construction does nothing."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    def missing(self) -> str | None:
+        """Why this machine cannot use it; None when it can."""
+        return None
+
+    @abstractmethod
+    def refusal(self, local: EndpointInfo, route: Route) -> str | None:
+        """Why this pair cannot use it for that cache; None when it can. Facts only, no try."""
+
+    @abstractmethod
+    def open_link(
+        self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline
+    ) -> Link:
+        """Raises LinkFailed, PeerLost, StaleIncarnation."""

@@ -1,0 +1,53 @@
+"""Loopback: both endpoints live in this process. The simplest transport, and the oracle of the others."""
+
+from __future__ import annotations
+
+import os
+
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.memory.copy import RegionTable
+from ray_kvfabric.plan import Plan
+from ray_kvfabric.ports import PeerCalls
+from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
+from ray_kvfabric.transport.base import Capabilities, Link, LocalEnd, Order, RemoteCache, Transport
+from ray_kvfabric.transport.host_link import HostLink, same_host_refusal
+
+
+class LoopbackLink(HostLink):
+    transport = "loopback"
+
+    def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
+        return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
+
+    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
+        span = plan.span
+        return self.local.copier.copy_blocks(
+            source,
+            target,
+            span.source_first,
+            span.target_first,
+            span.num_regions,
+            plan.source_blocks,
+            plan.target_blocks,
+            deadline_ns=order.deadline_ns,
+            stop=order.stop,
+            digest=order.digest,
+        )
+
+    _read = _write
+
+
+class LoopbackTransport(Transport):
+    name = "loopback"
+    capabilities = Capabilities(one_sided=True, same_host_only=True, foreign_memory=True)
+
+    def refusal(self, local: EndpointInfo, route: Route) -> str | None:
+        elsewhere = same_host_refusal(local, route.endpoint)
+        if elsewhere is None and route.endpoint.pid != os.getpid():
+            return f"another process (pid {route.endpoint.pid}, here {os.getpid()})"
+        return elsewhere
+
+    def open_link(
+        self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline
+    ) -> Link:
+        return LoopbackLink(local, peer)

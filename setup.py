@@ -1,0 +1,39 @@
+"""Builds the native extensions; everything else is in pyproject.toml."""
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+C_FLAGS = ["-O3", "-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-pthread"]
+
+
+def extension(name: str, *sources: str) -> Extension:
+    """One native module; `sources` are files of native_ext/."""
+    return Extension(
+        name,
+        [f"native_ext/{source}" for source in sources],
+        include_dirs=["native_ext"],
+        extra_compile_args=C_FLAGS,
+        extra_link_args=["-pthread"],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [
+            extension(
+                "ray_kvfabric.memory._block_copy",
+                "block_copy.pyx",
+                "copy_plan.c",
+                "copy_job.c",
+                "copy_blocks.c",
+                "copy_process.c",
+                "copy_loops.c",
+                "copy_pool.c",
+                "crc32c.c",
+            ),
+            extension("ray_kvfabric.transport._shared_page", "shared_page.pyx", "page.c"),
+        ],
+        language_level=3,
+        build_dir="build/cython",
+    ),
+)
