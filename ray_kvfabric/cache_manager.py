@@ -95,7 +95,9 @@ class CacheManager:
 
     # ---- caches ----------------------------------------------------------------------------------
 
-    def allocate_blocks_cache(self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None) -> Cache:
+    def allocate_blocks_cache(
+        self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
+    ) -> Cache:
         """A blocks cache from this endpoint's pool, zeroed, its pages touched, visible to peers at once.
 
         Raises LLMException: LLM_PARAM_INVALID (no pool, no tensors, bad shape, model_id taken),
@@ -164,7 +166,9 @@ class CacheManager:
         cache.forget_addresses()
 
     def _is_allocated(self, cache_id: int) -> bool:
-        return any(entry.info.cache_id == cache_id and entry.memory is not None for entry in self._caches.all())
+        return any(
+            entry.info.cache_id == cache_id and entry.memory is not None for entry in self._caches.all()
+        )
 
     def cache(self, cache_id: int) -> Cache:
         """The live cache of this id. Raises LLMException (LLM_KV_CACHE_NOT_EXIST)."""
@@ -195,7 +199,13 @@ class CacheManager:
         """
         self._check_open()
         self._requests.push(
-            dst_cache_key, src_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range, tensor_num_per_layer
+            dst_cache_key,
+            src_cache,
+            src_blocks,
+            dst_blocks,
+            src_layer_range,
+            dst_layer_range,
+            tensor_num_per_layer,
         ).run()
 
     def start_push(
@@ -235,7 +245,13 @@ class CacheManager:
         """Reads the peer's block `src_blocks[i]` into the local block `dst_blocks[i]`; raises as `push_blocks`."""
         self._check_open()
         self._requests.pull(
-            src_cache_key, dst_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range, tensor_num_per_layer
+            src_cache_key,
+            dst_cache,
+            src_blocks,
+            dst_blocks,
+            src_layer_range,
+            dst_layer_range,
+            tensor_num_per_layer,
         ).run()
 
     def start_pull(

@@ -75,9 +75,7 @@ class LLMException(FabricError, RuntimeError):
         return _rebuild, (type(self), self.args, self._status_code)
 
 
-def _rebuild(
-    kind: type[LLMException], args: tuple[object, ...], status_code: LLMStatusCode
-) -> LLMException:
+def _rebuild(kind: type[LLMException], args: tuple[object, ...], status_code: LLMStatusCode) -> LLMException:
     return kind(*args, status_code=status_code)
 
 

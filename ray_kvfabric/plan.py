@@ -1,8 +1,8 @@
 """From layer ranges and block lists to what is copied: pure, the same on both ends.
 
-    LayerRequest   what the caller asked for, checked as far as the source alone allows
-    LayerSpan      the same in regions of both caches, checked against both
-    Plan           a span and the two block lists
+LayerRequest   what the caller asked for, checked as far as the source alone allows
+LayerSpan      the same in regions of both caches, checked against both
+Plan           a span and the two block lists
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ TENSORS_PER_LAYER = 2  # K then V
 
 
 class Blocks(Protocol):
-    """Block indices, already known to be non-negative ints."""
+    """Block indices, already known to be non-negative ints; `name` is what errors call them."""
 
+    @property
+    def name(self) -> str: ...
     @property
     def maximum(self) -> int: ...
     def __len__(self) -> int: ...
@@ -158,7 +160,11 @@ def merge_runs(source_blocks: Iterable[int], target_blocks: Iterable[int]) -> li
     runs: list[Run] = []
     for source, target in zip(source_blocks, target_blocks, strict=True):
         last = runs[-1] if runs else None
-        if last and source == last.source_start + last.num_blocks and target == last.target_start + last.num_blocks:
+        if (
+            last
+            and source == last.source_start + last.num_blocks
+            and target == last.target_start + last.num_blocks
+        ):
             runs[-1] = last._replace(num_blocks=last.num_blocks + 1)
         else:
             runs.append(Run(source, target, 1))

@@ -1,9 +1,9 @@
 """What endpoints tell each other about themselves: pure data, cheap to pickle, no handles.
 
-    EndpointInfo   who: cluster_id, incarnation, process, host
-    CacheInfo      what: one cache's layout, its slot in the endpoint's shared page, offers by transport
-    Route          both, as the scheduler hands them to a source
-    Receipt        what a landed transfer leaves at both ends
+EndpointInfo   who: cluster_id, incarnation, process, host
+CacheInfo      what: one cache's layout, its slot in the endpoint's shared page, offers by transport
+Route          both, as the scheduler hands them to a source
+Receipt        what a landed transfer leaves at both ends
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The ports of an endpoint over Ray, and the client of a fabric's scheduler below them.
 
-    SchedulerClient   finds the scheduler by name, again after it restarted, until the deadline
-    RayDirectory      ports.Directory: remembers what was published, so that it can be told again
-    RayPeers          ports.PeerCalls: a question goes through the scheduler to the peer
+SchedulerClient   finds the scheduler by name, again after it restarted, until the deadline
+RayDirectory      ports.Directory: remembers what was published, so that it can be told again
+RayPeers          ports.PeerCalls: a question goes through the scheduler to the peer
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from ray_kvfabric.actors.edge import fetch, peer_errors, require_ray
 from ray_kvfabric.actors.names import scheduler_name
 from ray_kvfabric.config import NAMESPACE
 from ray_kvfabric.control.directory import enter
-from ray_kvfabric.control.errands import Errand, Outcome
+from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import NotLinked, TransferTimeout
+from ray_kvfabric.errors import NotLinked, TransferTimeout, TransferUnknown
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
 
 _RETRY_S = 0.05
+
+
+class ErrandLost(Exception):
+    """The scheduler that had the errand is gone, and the errand with it: to be sent again."""
 
 
 class SchedulerClient:
@@ -55,36 +59,45 @@ class SchedulerClient:
                     raise TransferTimeout(f"{what}: it did not come back in time") from None
             time.sleep(_RETRY_S)
 
-    def errand(self, peer: EndpointInfo, method: str, deadline: Deadline, **arguments: object) -> Any:
+    def errand(
+        self,
+        cluster_id: int,
+        method: str,
+        deadline: Deadline,
+        incarnation: int | None = None,
+        **arguments: object,
+    ) -> Any:
         """One method of one endpoint, wherever it lives; the errand's id makes a repetition harmless."""
         errand = Errand(uuid.uuid4().hex, method, arguments)
         while True:
-            launched = self.call("send", peer.cluster_id, errand, peer.incarnation, deadline=deadline)
+            launched = self.call("send", cluster_id, errand, incarnation, deadline=deadline)
             try:
-                return self.finish(errand, launched, deadline)
-            except ObjectLostError:  # the scheduler died, and the call's reference with it
-                if deadline.remaining_s <= _RETRY_S:
-                    raise TransferTimeout(f"{method} of {peer} was not answered in time") from None
+                return self._finish(errand, launched, deadline)
+            except (ObjectLostError, ErrandLost):  # the scheduler died, and what it knew with it
+                if deadline.passed:
+                    raise TransferTimeout(f"{method} of endpoint {cluster_id}: no answer in time") from None
 
-    def finish(self, errand: Errand, launched: list[Any] | None, deadline: Deadline) -> Any:
-        """Waits for what `send` started: a call of an actor, or an errand that the endpoint's poll fetches."""
+    def _finish(self, errand: Errand, launched: list[Any] | None, deadline: Deadline) -> Any:
+        """Waits for what `send` started: an actor's call, or an errand that the endpoint's poll fetches."""
         if launched is not None:
             return fetch(launched[0], deadline, errand.method)
-        outcome = self.call("outcome", errand.errand_id, deadline.remaining_s, deadline=deadline)
-        return opened(outcome, errand.method)
+        return self.outcome(errand, deadline)
 
-
-def opened(outcome: Outcome | None, what: str) -> Any:
-    """The value of an outcome, or its error; None means that there was none in time."""
-    if outcome is None:
-        raise TransferTimeout(f"{what} was not answered in time")
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.value
+    def outcome(self, errand: Errand, deadline: Deadline) -> Any:
+        """What an endpoint without an actor told of an errand. Raises its error, ErrandLost, TransferTimeout."""
+        try:
+            told = self.call("outcome", errand.errand_id, deadline.remaining_s, deadline=deadline)
+        except TransferUnknown:
+            raise ErrandLost from None
+        if told is None:
+            raise TransferTimeout(f"{errand.method} {errand.errand_id} did not end in time")
+        if told.error is not None:
+            raise told.error
+        return told.value
 
 
 class RayDirectory:
-    """`actor` is the handle of the CacheWorker that the endpoint lives in; without one, errands are polled."""
+    """`actor` is the handle of the CacheWorker that the endpoint lives in, if it lives in one."""
 
     def __init__(self, client: SchedulerClient, actor: ActorHandle[Any] | None = None) -> None:
         self.client = client
@@ -138,4 +151,6 @@ class RayPeers:
 
     def ask(self, peer: EndpointInfo, question: str, arguments: dict[str, int], deadline: Deadline) -> object:
         with peer_errors(str(peer)):
-            return self._client.errand(peer, "answer", deadline, question=question, arguments=arguments)
+            return self._client.errand(
+                peer.cluster_id, "answer", deadline, peer.incarnation, question=question, arguments=arguments
+            )

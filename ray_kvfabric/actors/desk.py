@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.control.errands import METHODS, Errand, Outcome
-from ray_kvfabric.errors import FabricError, LLMException, LLMStatusCode, ParamInvalid
+from ray_kvfabric.errors import FabricError, LLMException, LLMStatusCode, ParamInvalid, TransferUnknown
 from ray_kvfabric.route import Receipt
 
 
@@ -44,7 +44,11 @@ class Desk:
         return self.manager.result(transfer_id, timeout_s)
 
     def cancel(self, transfer_id: str) -> bool:
-        return self.manager.cancel(transfer_id)
+        """False also for a transfer that never came here."""
+        try:
+            return self.manager.cancel(transfer_id)
+        except TransferUnknown:
+            return False
 
     def answer(self, question: str, arguments: dict[str, int]) -> object:
         return self.manager.answer(question, arguments)

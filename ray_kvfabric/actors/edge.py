@@ -1,7 +1,7 @@
 """Ray's exceptions become the fabric's here.
 
-    fetch        waits for one call: its own error, or TransferTimeout; lets RayActorError, ObjectLostError pass
-    peer_errors  turns what fetch lets pass into PeerLost
+fetch        waits for one call: its own error, or TransferTimeout; lets RayActorError, ObjectLostError pass
+peer_errors  turns what fetch lets pass into PeerLost
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Seat:
 
     fabric: str
     cluster_id: int
-    settings: EndpointSettings = EndpointSettings()
+    settings: EndpointSettings
     role: str = "MIX"
     caches: tuple[CacheSettings, ...] = ()
 

@@ -1,7 +1,7 @@
 """Starting and ending a fabric's actors. The only place that says ray.remote.
 
-    lifetime job        scheduler and workers belong to the process that started them and end with it
-    lifetime detached   they stay until `end_fabric`
+lifetime job        scheduler and workers belong to the process that started them and end with it
+lifetime detached   they stay until `end_fabric`
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 from ray.util import list_named_actors
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -20,12 +19,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_kvfabric.actors.edge import fetch, peer_errors
 from ray_kvfabric.actors.endpoint import Seat
 from ray_kvfabric.actors.names import belongs, placement_name, scheduler_name, worker_name
-from ray_kvfabric.actors.placement import place
+from ray_kvfabric.actors.placement import no_room, place
 from ray_kvfabric.actors.scheduler import SchedulerActor
 from ray_kvfabric.actors.worker import CONCURRENCY_GROUPS, CacheWorker
 from ray_kvfabric.config import NAMESPACE, SchedulerSettings, WorkerGroup
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import ClusterIdTaken, LLMException, LLMStatusCode, NotLinked
+from ray_kvfabric.errors import ClusterIdTaken, LLMException, LLMStatusCode, NotLinked, TransferTimeout
 
 MAX_PARKED_CALLS = 10_000  # each endpoint parks one poll at the scheduler
 
@@ -51,11 +50,14 @@ class Started:
 
 
 def scheduler_exists(fabric: str) -> bool:
+    return _find(scheduler_name(fabric)) is not None
+
+
+def _find(name: str) -> ActorHandle[Any] | None:
     try:
-        ray.get_actor(scheduler_name(fabric), NAMESPACE)
+        return ray.get_actor(name, NAMESPACE)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def start_scheduler(
@@ -63,20 +65,17 @@ def start_scheduler(
 ) -> tuple[ActorHandle[Any] | None, str]:
     """The scheduler, if this call made it, and its lifetime; one that runs already stays as it is."""
     founder = uuid.uuid4().hex
-    scheduler = (
-        ray.remote(SchedulerActor)
-        .options(
-            name=scheduler_name(fabric),
-            namespace=NAMESPACE,
-            lifetime="detached" if lifetime == "detached" else "non_detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=MAX_PARKED_CALLS,
-        )
-        .remote(settings, lifetime, founder)
-    )
+    scheduler_class: Any = ray.remote(SchedulerActor)
+    scheduler: ActorHandle[Any] = scheduler_class.options(
+        name=scheduler_name(fabric),
+        namespace=NAMESPACE,
+        lifetime=_ray_lifetime(lifetime),
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=MAX_PARKED_CALLS,
+    ).remote(settings, lifetime, founder)
     with peer_errors(f"the scheduler of fabric {fabric!r}"):
         found = fetch(scheduler.introduce.remote(), deadline, f"the start of fabric {fabric!r}")
     return (scheduler if found["founder"] == founder else None), found["lifetime"]
@@ -96,21 +95,22 @@ def start_workers(
     """All workers of `groups`, announced; if one fails to start, none stays. Raises its error."""
     started = Started()
     try:
-        strategies = place(
-            placement_name(fabric, groups[0].first_cluster_id), groups, placement, lifetime, deadline, started.placements
-        )
+        name = placement_name(fabric, groups[0].first_cluster_id)
+        strategies = place(name, groups, placement, lifetime, deadline, started.placements)
         for group in groups:
             for cluster_id in range(group.first_cluster_id, group.first_cluster_id + group.count):
                 options = _worker_options(fabric, cluster_id, group, lifetime, max_restarts, strategies)
                 seat = Seat(fabric, cluster_id, group.endpoint, group.role, group.caches)
                 started.workers[cluster_id] = _start_worker(worker_class, options, seat, arguments or {})
-        for cluster_id, worker in started.workers.items():
-            with peer_errors(f"worker {cluster_id} of fabric {fabric!r}"):
-                fetch(worker.ping.remote(), deadline, f"the start of worker {cluster_id}{_wants(groups)}")
+        _await_starts(fabric, started.workers, groups, deadline)
     except BaseException:
         started.end(Deadline.after(5.0))
         raise
     return started
+
+
+def _ray_lifetime(lifetime: str) -> str:
+    return "detached" if lifetime == "detached" else "non_detached"
 
 
 def _worker_options(
@@ -124,7 +124,7 @@ def _worker_options(
     options: dict[str, Any] = {
         "name": worker_name(fabric, cluster_id),
         "namespace": NAMESPACE,
-        "lifetime": "detached" if lifetime == "detached" else "non_detached",
+        "lifetime": _ray_lifetime(lifetime),
         "num_cpus": group.num_cpus,
         "resources": dict(group.resources),
         "max_restarts": max_restarts,
@@ -140,37 +140,44 @@ def _worker_options(
 def _start_worker(
     worker_class: type[CacheWorker], options: dict[str, Any], seat: Seat, arguments: dict[str, Any]
 ) -> ActorHandle[Any]:
+    remote_class: Any = ray.remote(worker_class)
     try:
-        handle: ActorHandle[Any] = ray.remote(worker_class).options(**options).remote(seat, **arguments)
+        handle: ActorHandle[Any] = remote_class.options(**options).remote(seat, **arguments)
     except ValueError as error:  # Ray's answer to a name in use
-        raise ClusterIdTaken(f"fabric {seat.fabric!r} has a worker {seat.cluster_id} already: {error}") from None
+        raise ClusterIdTaken(f"fabric {seat.fabric!r} has a worker {seat.cluster_id}: {error}") from None
     return handle
 
 
-def _wants(groups: tuple[WorkerGroup, ...]) -> str:
-    asked = ", ".join(f"{group.count} x {{CPU: {group.num_cpus:g}}} + {group.resources}" for group in groups)
-    return f" (asked for: {asked}; the cluster has: {ray.cluster_resources()})"
+def _await_starts(
+    fabric: str, workers: dict[int, ActorHandle[Any]], groups: tuple[WorkerGroup, ...], deadline: Deadline
+) -> None:
+    for cluster_id, worker in workers.items():
+        who = f"worker {cluster_id} of fabric {fabric!r}"
+        try:
+            with peer_errors(who):
+                fetch(worker.ping.remote(), deadline, who)
+        except TransferTimeout:
+            wanted = [f"{group.count} x CPU {group.num_cpus:g}, {group.resources}" for group in groups]
+            raise no_room(f"for {who} of {wanted}") from None
 
 
 def find_worker(fabric: str, cluster_id: int) -> ActorHandle[Any]:
     """The actor of an endpoint. Raises NotLinked when it has none."""
-    try:
-        return ray.get_actor(worker_name(fabric, cluster_id), NAMESPACE)
-    except ValueError:
-        raise NotLinked(f"fabric {fabric!r} has no worker {cluster_id}") from None
+    worker = _find(worker_name(fabric, cluster_id))
+    if worker is None:
+        raise NotLinked(f"fabric {fabric!r} has no worker {cluster_id}")
+    return worker
 
 
 def end_fabric(fabric: str, deadline: Deadline) -> int:
-    """Kills every actor of the fabric, whoever started it, and frees its placements. Returns how many actors."""
-    names = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
-    mine = [name for name in names if belongs(name, fabric)]
-    actors = []
-    for name in mine:
-        try:
-            actors.append(ray.get_actor(name, NAMESPACE))
-        except ValueError:
-            continue  # it died meanwhile
-        ray.kill(actors[-1])
+    """Kills all actors of the fabric, whoever started them, and frees its placements. Returns how many."""
+    named = [
+        each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE
+    ]
+    found = [_find(name) for name in named if belongs(name, fabric)]
+    actors = [actor for actor in found if actor is not None]
+    for actor in actors:
+        ray.kill(actor)
     for placement_id, row in placement_group_table().items():
         if belongs(row["name"], fabric) and row["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(placement_id))))
@@ -181,13 +188,9 @@ def end_fabric(fabric: str, deadline: Deadline) -> int:
 def _await_deaths(actors: list[ActorHandle[Any]], deadline: Deadline) -> None:
     """Until calls to all of them fail: then their names and processes are gone."""
     calls = [actor.__ray_ready__.remote() for actor in actors]
-    done, alive = ray.wait(calls, num_returns=len(calls), timeout=deadline.remaining_s) if calls else ([], [])
+    if not calls:
+        return
+    _, alive = ray.wait(calls, num_returns=len(calls), timeout=deadline.remaining_s)
     if alive:
-        raise LLMException(
-            f"{len(alive)} of {len(calls)} actors did not end in time", status_code=LLMStatusCode.LLM_TIMEOUT
-        )
-    for call in done:
-        try:
-            ray.get(call, timeout=0)
-        except RayError:
-            continue
+        text = f"{len(alive)} of {len(calls)} actors did not end in time"
+        raise LLMException(text, status_code=LLMStatusCode.LLM_TIMEOUT)

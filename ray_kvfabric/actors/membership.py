@@ -10,6 +10,7 @@ import logging
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -48,26 +49,30 @@ class Agent:
     def _run(self) -> None:
         acknowledged: tuple[str, ...] = ()
         while not self._stopped.done() and self._ray_is_ours():
-            try:
-                orders = self._poll(acknowledged)
-                acknowledged = self._follow(orders)
-            except ClusterIdTaken as error:
-                logger.error("this endpoint left the fabric: %s", error)
-                return
-            except (FabricError, RayError, FutureTimeout) as error:
-                logger.debug("no answer from the scheduler: %s", error)
-                wait([self._stopped], timeout=PAUSE_S)
-            except Exception:
-                if self._ray_is_ours() and not self._stopped.done():
-                    raise
-                return
+            acknowledged = self._turn(acknowledged)
+
+    def _turn(self, acknowledged: tuple[str, ...]) -> tuple[str, ...]:
+        """One poll and what it brought; returns what the next one acknowledges."""
+        try:
+            return self._follow(self._poll(acknowledged))
+        except ClusterIdTaken as error:
+            logger.error("this endpoint left the fabric: %s", error)
+            self.stop()
+        except (FabricError, RayError, FutureTimeout) as error:
+            logger.debug("no answer from the scheduler: %s", error)
+            wait([self._stopped], timeout=PAUSE_S)
+        except Exception:
+            if self._ray_is_ours() and not self._stopped.done():
+                raise
+        return acknowledged
 
     def _ray_is_ours(self) -> bool:
         return ray.is_initialized() and ray.get_runtime_context().get_job_id() == self._job
 
     def _poll(self, acknowledged: tuple[str, ...]) -> Orders:
         reply: Future[Orders] = self._directory.client.submit("poll", self._endpoint, acknowledged).future()
-        wait([reply, self._stopped], timeout=PATIENCE_S, return_when=FIRST_COMPLETED)
+        ends: list[Future[Any]] = [reply, self._stopped]
+        wait(ends, timeout=PATIENCE_S, return_when=FIRST_COMPLETED)
         return Orders() if self._stopped.done() else reply.result(timeout=0)
 
     def _follow(self, orders: Orders) -> tuple[str, ...]:

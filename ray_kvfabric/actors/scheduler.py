@@ -197,15 +197,19 @@ class SchedulerActor:
         return bool(answer == endpoint.incarnation)
 
     async def _watch(self, endpoint: EndpointInfo) -> None:
-        """A call that the endpoint's actor never answers while it lives: its failure is the notice of death."""
+        """The endpoint's actor does not answer this call while it lives: its failure tells of its death."""
         while (actor := self._handles.get(_mark(endpoint))) is not None:
-            try:
-                await actor.hold.remote(HOLD_S)
-            except ActorDiedError:
+            if not await self._held(actor, endpoint):
                 self._tell(Died(self._loop.time(), endpoint, "died"))
-            except RayActorError:  # it may be back in a moment, as another incarnation or as this one
-                if not await self._alive(endpoint):
-                    self._tell(Died(self._loop.time(), endpoint, "died"))
+
+    async def _held(self, actor: ActorHandle[Any], endpoint: EndpointInfo) -> bool:
+        try:
+            await actor.hold.remote(HOLD_S)
+        except ActorDiedError:
+            return False
+        except RayActorError:  # it may be back in a moment, as this incarnation or as another
+            return await self._alive(endpoint)
+        return True
 
 
 def _mark(endpoint: EndpointInfo) -> tuple[int, int]:

@@ -1,26 +1,26 @@
 """FabricTransfer: a push launched through the scheduler, as its caller sees it.
 
-    launched -> the source's call is watched -> its receipt or its error
-        the scheduler died, its references with it -> the source is asked by transfer_id
-            it knows the transfer -> its receipt or its error
-            it never saw it, the launch was lost -> launched again under the same id, which moves nothing twice
+launched -> the source's call is watched -> its receipt or its error
+    the scheduler died, its references with it -> the source is asked by transfer_id
+        it knows the transfer -> its receipt or its error
+        it never saw it, the launch was lost -> launched again under the same id, which moves nothing twice
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
-from ray_kvfabric.actors.clients import SchedulerClient, opened
+from ray_kvfabric.actors.clients import ErrandLost, SchedulerClient
 from ray_kvfabric.actors.edge import fetch, peer_errors
 from ray_kvfabric.actors.launch import find_worker
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import NotLinked, TransferTimeout, TransferUnknown
+from ray_kvfabric.errors import NotLinked, PeerLost, TransferTimeout, TransferUnknown
 from ray_kvfabric.route import Receipt
 
 
@@ -40,15 +40,18 @@ class FabricTransfer:
         self._client = client
         self._order = order
         self._timeout_s = timeout_s
+        self._is_called = False
         self._launch()
 
     @property
-    def ref(self) -> Any:
+    def ref(self) -> Any | None:
         """The ObjectRef of the launched call, to be awaited or passed to a task as a dependency.
 
-        It dies with the scheduler, which owns it; `result` does not. Raises what the launch was refused with.
+        None for a source without an actor. It dies with the scheduler, which owns it; `result` does not.
+        Raises what the launch was refused with.
         """
-        return self._reference(Deadline.after(self._timeout_s))
+        with peer_errors("the scheduler"):
+            return self._reference(Deadline.after(self._timeout_s))
 
     def result(self, timeout_s: float | None = None) -> Receipt:
         """The receipt, or the push's own error. Raises TransferTimeout when it is not known in time.
@@ -56,16 +59,66 @@ class FabricTransfer:
         Raises PeerLost when the source died: whether its last blocks landed is then not known.
         """
         deadline = Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
-        while True:
-            with peer_errors(self._source):
-                try:
-                    return self._watch(deadline)
-                except (ObjectLostError, RayActorError) as error:
-                    if isinstance(error, ActorDiedError) and not self._is_ours(error):
-                        raise
-                    receipt = self._ask_source(deadline)
-                    if receipt is not None:
-                        return receipt
-            if deadline.passed:
-                raise TransferTimeout(f"the outcome of transfer {self.transfer_id} was not known in time")
+        while not deadline.passed:
+            try:
+                return self._watch(deadline)
+            except (ObjectLostError, RayActorError):  # the scheduler or the source is gone; the source knows
+                receipt = self._ask_source(deadline)
+            except ErrandLost:
+                receipt = None
+            if receipt is not None:
+                return receipt
             self._launch()
+        raise TransferTimeout(f"the outcome of transfer {self.transfer_id} was not known in time")
+
+    def cancel(self) -> bool:
+        """Stops the push within 4 MiB; False when it had ended. What was written stays written.
+
+        A push that has not reached its source yet is not known there: False, and it goes on.
+        """
+        deadline = Deadline.after(self._timeout_s)
+        source = self._order.source_cluster_id
+        with peer_errors(self._source):
+            return bool(self._client.errand(source, "cancel", deadline, transfer_id=self.transfer_id))
+
+    def __await__(self) -> Generator[Any, None, Receipt]:
+        return asyncio.to_thread(self.result).__await__()
+
+    def __repr__(self) -> str:
+        return f"<FabricTransfer {self.transfer_id}: {self._order.source_cluster_id} -> {self._order.key}>"
+
+    @property
+    def _source(self) -> str:
+        return f"endpoint {self._order.source_cluster_id}"
+
+    def _launch(self) -> None:
+        source, errand, key = self._order
+        self._launched = self._client.submit("send", source, errand, None, key)
+
+    def _reference(self, deadline: Deadline) -> Any | None:
+        launched = fetch(self._launched, deadline, f"the launch of transfer {self.transfer_id}")
+        return None if launched is None else launched[0]
+
+    def _watch(self, deadline: Deadline) -> Receipt:
+        reference = self._reference(deadline)
+        if reference is not None:
+            self._is_called = True
+            receipt: Receipt = fetch(reference, deadline, f"transfer {self.transfer_id}")
+            return receipt
+        told: Receipt = self._client.outcome(self._order.errand, deadline)
+        return told
+
+    def _ask_source(self, deadline: Deadline) -> Receipt | None:
+        """What the source says about the transfer; None when it never saw it."""
+        try:
+            with peer_errors(self._source):
+                worker = find_worker(self._client.fabric, self._order.source_cluster_id)
+                answer = worker.result.remote(self.transfer_id, deadline.remaining_s)
+                receipt: Receipt = fetch(answer, deadline, f"transfer {self.transfer_id}")
+                return receipt
+        except TransferUnknown:
+            return None
+        except NotLinked as error:  # an endpoint without an actor, or an actor that died
+            if self._is_called:
+                raise PeerLost(f"{self._source} died: {error}") from None
+            return None

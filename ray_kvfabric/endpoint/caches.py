@@ -1,6 +1,6 @@
 """CacheTable: the caches of one endpoint, their memory, and the words of the shared page that stand for them.
 
-    registered or allocated -> live: slot word = generation -> retired: slot word 0, writers drained -> memory freed
+registered or allocated -> live: slot word = generation -> retired: slot word 0, writers drained -> memory freed
 """
 
 from __future__ import annotations
@@ -53,13 +53,17 @@ class CacheTable:
     def allocate(self, desc: CacheDesc, model_id: int | None) -> CacheEntry:
         """A blocks cache in memory of its own, within the pool's budget."""
         if self._memory_kind(desc.placement) != "host":
-            raise ParamInvalid("cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from")
+            raise ParamInvalid(
+                "cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from"
+            )
         with self._lock:
             if model_id is not None and self._holder(model_id) is not None:
                 raise ParamInvalid(f"model_id {model_id} already names cache {self._holder(model_id)}")
             cache_id = next(self._ids)
             regions_of(desc, [1] * desc.num_tensors)  # refuses a shape before it costs memory
-            memory, addresses = self._pool.allocate(f"kvfabric-cache-{cache_id}", desc.num_tensors, tensor_nbytes(desc))
+            memory, addresses = self._pool.allocate(
+                f"kvfabric-cache-{cache_id}", desc.num_tensors, tensor_nbytes(desc)
+            )
             try:
                 return self._add(cache_id, desc, addresses, (), memory, model_id, remote_accessible=True)
             except BaseException:
@@ -117,7 +121,8 @@ class CacheTable:
         published = self._page.publish_slot()
         if published is None:
             raise LLMException(
-                f"all {shared_page.SLOTS} cache slots of this endpoint are taken", status_code=LLMStatusCode.LLM_FAILED
+                f"all {shared_page.SLOTS} cache slots of this endpoint are taken",
+                status_code=LLMStatusCode.LLM_FAILED,
             )
         return published
 
@@ -146,7 +151,9 @@ class CacheTable:
         try:
             return self._entries[cache_id]
         except KeyError:
-            raise CacheNotFound(f"this endpoint has no cache {cache_id}; it was freed or never existed") from None
+            raise CacheNotFound(
+                f"this endpoint has no cache {cache_id}; it was freed or never existed"
+            ) from None
 
     def find_mapped(self, cache_id: int) -> CacheEntry:
         """As `find`, and the first time looks whether bare addresses of the cache are mapped."""
@@ -177,7 +184,9 @@ class CacheTable:
             return None
         self._page.retire_slot(entry.info.slot)
         if entry.memory is None and not self._page.drain_slot(entry.info.slot, deadline.at_ns):
-            raise TransferTimeout(f"cache {cache_id} is still being written by a peer; its memory must not be reused")
+            raise TransferTimeout(
+                f"cache {cache_id} is still being written by a peer; its memory must not be reused"
+            )
         if entry.memory is not None:
             self._pool.free(entry.memory)
         return entry
@@ -203,4 +212,3 @@ def _raw_view(region: Region, owner: object) -> memoryview:
     array = (ctypes.c_ubyte * region.extent).from_address(region.base)
     array.owner = owner  # type: ignore[attr-defined]  # lives as long as a view of the array
     return memoryview(array).cast("B")
-

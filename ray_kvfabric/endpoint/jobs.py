@@ -138,5 +138,3 @@ class Job:
 def _check_element_width(source: str, target: str, names: tuple[str, str]) -> None:
     if DataType[source].element_nbytes != DataType[target].element_nbytes:
         raise ParamInvalid(f"element widths differ: {names[0]} holds {source}, {names[1]} {target}")
-
-

@@ -71,7 +71,9 @@ class LinkTable:
 
     def _open(self, cluster_id: int, model_id: int, deadline: Deadline) -> Way:
         if not self._opening.acquire(timeout=deadline.remaining_s):
-            raise TransferTimeout(f"another thread is still opening a link; none to endpoint {cluster_id} in time")
+            raise TransferTimeout(
+                f"another thread is still opening a link; none to endpoint {cluster_id} in time"
+            )
         try:
             found = self._ways.get((cluster_id, model_id))
             if found is not None:
@@ -96,7 +98,9 @@ class LinkTable:
         return link
 
     def _warn_if_slow(self, transport: Transport, route: Route) -> None:
-        best = next((each.name for each in self._transports if each.capabilities.same_host_only), transport.name)
+        best = next(
+            (each.name for each in self._transports if each.capabilities.same_host_only), transport.name
+        )
         if transport.name == "process_vm" and best != transport.name:
             self._counters.warn_once(
                 f"slow_path/{transport.name}",
@@ -120,4 +124,3 @@ class LinkTable:
             for link in self._links.values():
                 link.close()
             self._ways, self._links = {}, {}
-

@@ -52,7 +52,9 @@ def swap(copier: Copier, source: Cache, target: Cache, src_to_dst: object, *, em
                 f"[0, {cache.cache_desc.shape[0]})"
             )
     if not emulates_device:
-        raise FeatureNotEnabled("swap_blocks needs device memory; emulated_device=host lets DEVICE caches lie on the host")
+        raise FeatureNotEnabled(
+            "swap_blocks needs device memory; emulated_device=host lets DEVICE caches lie on the host"
+        )
     if src_to_dst:
         tables = _table(copier, source), _table(copier, target)
         copier.copy_blocks(*tables, 0, 0, len(tables[0]), sources, targets)
@@ -68,7 +70,9 @@ def _check_swap(source: Cache, target: Cache) -> None:
             raise ParamInvalid(f"{field} {cache.cache_id} has no addresses: it was deallocated")
     here, there = source.cache_desc, target.cache_desc
     if here.num_tensors != there.num_tensors:
-        raise ParamInvalid(f"num_tensors differ: src_cache has {here.num_tensors}, dst_cache {there.num_tensors}")
+        raise ParamInvalid(
+            f"num_tensors differ: src_cache has {here.num_tensors}, dst_cache {there.num_tensors}"
+        )
     if here.size // here.batch_size != there.size // there.batch_size:
         raise ParamInvalid(
             f"block sizes differ: src_cache has {here.size // here.batch_size} bytes a block, "
@@ -82,5 +86,3 @@ def _check_swap(source: Cache, target: Cache) -> None:
 
 def _table(copier: Copier, cache: Cache) -> RegionTable:
     return copier.RegionTable(regions_of(cache.cache_desc, cache.tensor_addrs), owner=cache)
-
-

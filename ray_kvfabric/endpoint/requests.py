@@ -97,7 +97,9 @@ class Requests:
             layers,
             sources,
             targets,
-            f"{self._id_prefix}{next(self._id_numbers):016x}" if transfer_id is None else check_transfer_id(transfer_id),
+            f"{self._id_prefix}{next(self._id_numbers):016x}"
+            if transfer_id is None
+            else check_transfer_id(transfer_id),
             Deadline.after(self._timeout_s if timeout_s is None else timeout_s),
         )
 

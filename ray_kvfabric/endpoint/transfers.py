@@ -1,6 +1,6 @@
 """Transfer: the handle of a started push or pull. TransferTable: those that can still be asked for.
 
-    planned -> moving -> landed | failed | cancelled        each reached at most once
+planned -> moving -> landed | failed | cancelled        each reached at most once
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Transfer:
         except FutureTimeout as error:
             if isinstance(error, LLMException):
                 raise
-            raise TransferTimeout(f"transfer {self.transfer_id} is still moving after {timeout_s} s") from None
+            raise TransferTimeout(
+                f"transfer {self.transfer_id} is still moving after {timeout_s} s"
+            ) from None
 
     def cancel(self) -> bool:
         """Stops it within 4 MiB; False when it had ended. What was written stays written."""
@@ -96,7 +98,9 @@ class TransferTable:
         """Raises TransferUnknown for an id never seen, or forgotten since."""
         transfer = self._kept.get(transfer_id)
         if transfer is None:
-            raise TransferUnknown(f"transfer {transfer_id} is not known here (outcomes are kept {self._ttl_s:g} s)")
+            raise TransferUnknown(
+                f"transfer {transfer_id} is not known here (outcomes are kept {self._ttl_s:g} s)"
+            )
         return transfer
 
     def _note_end(self, transfer_id: str) -> None:

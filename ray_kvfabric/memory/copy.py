@@ -54,7 +54,7 @@ class StopWord(Protocol):
 class BlockCopy(Protocol):
     """(status, bytes copied, CRC-32C of them or 0).
 
-    The result equals copying regions in order, in each the pairs in list order, each pair as memmove would: of
+    It equals copying regions in order, in each the pairs in list order, each pair as memmove would: of
     a target block listed twice the last one wins. A copy that ended early has moved some of its bytes.
     """
 

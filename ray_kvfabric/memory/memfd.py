@@ -1,7 +1,7 @@
 """HostMemory: one memfd mapped shared. No name in the file system, so nothing outlives its last user.
 
-    owner   create()     sized, sealed against shrinking (a peer's access cannot fault), every page touched
-    peer    open_peer()  opened through the owner's descriptor in /proc, proven by its inode
+owner   create()     sized, sealed against shrinking (a peer's access cannot fault), every page touched
+peer    open_peer()  opened through the owner's descriptor in /proc, proven by its inode
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from ray_kvfabric.errors import (
     TransferCancelled,
     TransferTimeout,
 )
-from ray_kvfabric.memory.copy import RegionTable
+from ray_kvfabric.memory.copy import COPY_STOPPED, COPY_TIMED_OUT, RegionTable
 from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.route import EndpointInfo, Receipt
@@ -70,11 +70,15 @@ class HostLink(Link):
             )
 
     @abstractmethod
-    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
+    def _write(
+        self, source: RegionTable, target: RegionTable, plan: Plan, order: Order
+    ) -> tuple[int, int, int]:
         """Local to peer. (status, nbytes, digest or errno) as the copy kernel gives it."""
 
     @abstractmethod
-    def _read(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
+    def _read(
+        self, source: RegionTable, target: RegionTable, plan: Plan, order: Order
+    ) -> tuple[int, int, int]:
         """Peer to local."""
 
     def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
@@ -117,7 +121,14 @@ class HostLink(Link):
                 raise TransferTimeout(f"transfer {order.transfer_id}: every cell of {self!r} stayed in use")
 
     def _land(
-        self, target: RemoteCache, plan: Plan, order: Order, cell: int, started_ns: int, nbytes: int, digest: int | None
+        self,
+        target: RemoteCache,
+        plan: Plan,
+        order: Order,
+        cell: int,
+        started_ns: int,
+        nbytes: int,
+        digest: int | None,
     ) -> Receipt:
         info, span = target.info, plan.span
         landed_ns = self._page.finish(
@@ -172,18 +183,22 @@ class HostLink(Link):
     def _closed_error(self, status: int, remote: RemoteCache) -> LLMException:
         if status == shared_page.PEER_DEAD:
             return PeerLost(f"{self.peer} has died; nothing was moved")
-        return StaleRoute(f"cache {remote.info.cache_id} of {self.peer} is not what it was when the link opened it")
+        return StaleRoute(
+            f"cache {remote.info.cache_id} of {self.peer} is not what it was when the link opened it"
+        )
 
     def _cut_short(self, status: int, remote: RemoteCache) -> LLMException:
         if status == shared_page.PEER_DEAD:
             return PeerLost(f"{self.peer} died while cache {remote.info.cache_id} was being written")
-        return CacheNotFound(f"cache {remote.info.cache_id} of {self.peer} was freed or re-keyed while being written")
+        return CacheNotFound(
+            f"cache {remote.info.cache_id} of {self.peer} was freed or re-keyed while being written"
+        )
 
     def _copy_error(self, status: int, nbytes: int, extra: int, order: Order) -> LLMException:
         where = f"transfer {order.transfer_id} from endpoint {self.local.endpoint.cluster_id} to {self.peer}"
-        if status == self.local.copier.COPY_TIMED_OUT:
+        if status == COPY_TIMED_OUT:
             return TransferTimeout(f"{where} passed its time limit after {nbytes} bytes")
-        if status == self.local.copier.COPY_STOPPED:
+        if status == COPY_STOPPED:
             return TransferCancelled(f"{where} was cancelled after {nbytes} bytes")
         if not self.is_alive:
             return PeerLost(f"{self.peer} died during transfer {order.transfer_id}")

@@ -19,7 +19,9 @@ class LoopbackLink(HostLink):
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
 
-    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
+    def _write(
+        self, source: RegionTable, target: RegionTable, plan: Plan, order: Order
+    ) -> tuple[int, int, int]:
         span = plan.span
         return self.local.copier.copy_blocks(
             source,

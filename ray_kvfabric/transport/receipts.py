@@ -64,12 +64,21 @@ class ReceiptReader:
         if record is None:
             self.overwritten += 1
             return
-        transfer_id, source, *facts, number = record
-        cache_id, first, layers, blocks, nbytes, started_ns, landed_ns, digest = facts
+        transfer_id, source, cache_id, layer, layers, blocks, nbytes, started_ns, landed_ns, digest, number = record
         name = transfer_id.hex()
         self._receipts[name] = Receipt(
-            name, source, self._cluster_id, cache_id, first, layers, blocks, nbytes,
-            _NUMBERED[number], started_ns, landed_ns, digest,
-        )  # fmt: skip
+            transfer_id=name,
+            source_cluster_id=source,
+            target_cluster_id=self._cluster_id,
+            cache_id=cache_id,
+            first_layer=layer,
+            num_layers=layers,
+            num_blocks=blocks,
+            nbytes=nbytes,
+            transport=_NUMBERED[number],
+            started_ns=started_ns,
+            landed_ns=landed_ns,
+            digest=digest,
+        )
         while len(self._receipts) > KEPT:
             self._receipts.popitem(last=False)

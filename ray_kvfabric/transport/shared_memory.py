@@ -23,7 +23,8 @@ class SharedMemoryLink(LoopbackLink):
 
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         memories = [
-            (segment, HostMemory.open_peer(self.peer.pid, segment.fd, segment.inode)) for segment in cache.segments
+            (segment, HostMemory.open_peer(self.peer.pid, segment.fd, segment.inode))
+            for segment in cache.segments
         ]
         regions = [self._mapped(region, memories) for region in cache.regions]
         return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=memories))
@@ -31,9 +32,11 @@ class SharedMemoryLink(LoopbackLink):
     def _mapped(self, region: Region, memories: list[tuple[Segment, HostMemory]]) -> Region:
         for segment, memory in memories:
             offset = region.base - segment.address
-            if 0 <= offset and offset + region.extent <= memory.nbytes:
+            if offset >= 0 and offset + region.extent <= memory.nbytes:
                 return region._replace(base=memory.address + offset)
-        raise LinkFailed(f"{self.peer} announced a tensor at {region.base:#x} outside the memory that it shares")
+        raise LinkFailed(
+            f"{self.peer} announced a tensor at {region.base:#x} outside the memory that it shares"
+        )
 
 
 class SharedMemoryTransport(Transport):

@@ -1,0 +1,198 @@
+"""The front door: workers, caches, pushes, refusals, endpoints that join, what is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import uuid
+
+import numpy as np
+import pytest
+import ray
+from conftest import BLOCKS, config, desc, pair, read, scramble
+
+from ray_kvfabric.actors.worker import CacheWorker
+from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.config import EndpointSettings
+from ray_kvfabric.errors import CacheNotFound, ClusterIdTaken, ConfigError, LLMException, NotLinked, ParamInvalid
+from ray_kvfabric.fabric import Fabric
+from ray_kvfabric.route import CacheRef
+
+pytestmark = pytest.mark.ray
+
+
+class Model(CacheWorker):
+    """What a user writes: an actor of his own that is an endpoint too."""
+
+    def __init__(self, seat, greeting: str) -> None:
+        super().__init__(seat)
+        self.greeting = greeting
+
+    def greet(self) -> tuple[str, int]:
+        return self.greeting, self.manager.endpoint.cluster_id
+
+
+@ray.remote(num_cpus=0)
+class Embedder:
+    """An actor that knows no CacheWorker and joins by itself."""
+
+    def __init__(self, fabric: str, cluster_id: int) -> None:
+        self.fabric = Fabric.connect(fabric)
+        self.manager = self.fabric.join(cluster_id)
+        self.cache = self.manager.allocate_blocks_cache(desc(), BlocksCacheKey(cluster_id))
+        for tensor in range(4):
+            self.cache.numpy(tensor)[...] = cluster_id
+
+    def cache_id(self) -> int:
+        return self.cache.cache_id
+
+    def close(self) -> None:
+        self.fabric.close()
+
+
+class TestWorkers:
+    @pytest.fixture
+    def ends(self, fabric):
+        return pair(fabric)
+
+    def test_pushed_blocks_arrive_exactly_and_no_other_changes(self, fabric, ends) -> None:
+        source, target = ends
+        receipt = fabric.push_blocks(BlocksCacheKey(2), source, [3, 4, 9], [0, 1, 30])
+        assert (receipt.source_cluster_id, receipt.target_cluster_id) == (1, 2)
+        assert receipt.transport == "shared_memory"
+        assert receipt.nbytes == 3 * 4 * 1024
+        assert np.array_equal(read(fabric, target, [0, 1, 30]), read(fabric, source, [3, 4, 9]))
+        rest = [block for block in range(BLOCKS) if block not in (0, 1, 30)]
+        assert not read(fabric, target, rest).any()
+
+        layered = fabric.start_push(BlocksCacheKey(2), source, [5], [6], range(1, 2), range(1, 2))
+        assert asyncio.run(_awaited(layered)).num_layers == 1
+        after = read(fabric, target, [6])
+        assert np.array_equal(after[2:], read(fabric, source, [5])[2:])
+        assert not after[:2].any()
+
+        # the reference of the launched call is a real one: a task may depend on it
+        dependency = fabric.start_push(BlocksCacheKey(2), source, [7], [7]).ref
+        assert ray.get(ray.remote(num_cpus=0)(lambda receipt: receipt.num_blocks).remote(dependency), timeout=30) == 1
+
+        # the same id is the same push, also when the call differs
+        name = uuid.uuid4().hex
+        first = fabric.start_push(BlocksCacheKey(2), source, [8], [8], transfer_id=name).result()
+        assert fabric.start_push(BlocksCacheKey(2), source, [8], [9], transfer_id=name).result() == first
+        assert not read(fabric, target, [9]).any()
+        assert fabric.start_push(BlocksCacheKey(2), source, [8], [8], transfer_id=name).cancel() is False
+
+        # refusals come from wherever they are found, with their own type, and move nothing
+        before = read(fabric, target, list(range(BLOCKS)))
+        with pytest.raises(NotLinked, match="cluster_id 77; known: 1, 2"):
+            fabric.push_blocks(BlocksCacheKey(77), source, [0], [0])
+        with pytest.raises(NotLinked, match="cluster_id 78"):
+            fabric.push_blocks(BlocksCacheKey(2), CacheRef(78, 1), [0], [0])
+        with pytest.raises(CacheNotFound, match="model_id=5, but: model_id=0"):
+            fabric.push_blocks(BlocksCacheKey(2, 5), source, [0], [0])
+        with pytest.raises(CacheNotFound):
+            fabric.push_blocks(BlocksCacheKey(2), CacheRef(1, 99), [0], [0])
+        with pytest.raises(ParamInvalid):
+            fabric.push_blocks(BlocksCacheKey(2), source, [BLOCKS], [0])
+        with pytest.raises(LLMException):
+            fabric.push_blocks(BlocksCacheKey(2), source, [0, 1], [0])
+        with pytest.raises(TypeError):
+            fabric.push_blocks(BlocksCacheKey(2), source, ["a"], [0])
+        with pytest.raises(TypeError):
+            fabric.push_blocks("2", source, [0], [0])
+        assert np.array_equal(read(fabric, target, list(range(BLOCKS))), before)
+
+        # what is shown
+        assert repr(fabric).endswith("2 endpoints, 2 caches, 0.2 MiB>")
+        assert "<td>[32, 256]</td>" in fabric._repr_html_()
+        assert set(fabric.caches()) == {source, target}
+        status = fabric.status()
+        assert set(status["endpoints"]) == {1, 2}
+        assert all("error" not in endpoint for endpoint in status["endpoints"].values())
+
+        # a freed cache is gone for everybody
+        fabric.deallocate_blocks_cache(target)
+        with pytest.raises(CacheNotFound, match="but: none"):
+            fabric.push_blocks(BlocksCacheKey(2), source, [0], [0])
+
+    def test_a_taken_cluster_id_is_refused_with_both_names(self, fabric) -> None:
+        fabric.add_workers(5)
+        with pytest.raises(ClusterIdTaken, match="5"):
+            fabric.add_workers(5)
+        with pytest.raises(ClusterIdTaken, match=r"belongs to the live endpoint 5 \(.*; refused: endpoint 5 \("):
+            fabric.join(5)
+        with fabric.join(6), pytest.raises(ClusterIdTaken, match="belongs to the live endpoint 6"):
+            fabric.add_workers(6)
+        fabric.add_workers(6)  # it left, so its name is free
+        assert [member.endpoint.cluster_id for member in fabric.members()] == [5, 6]
+
+    def test_a_subclass_is_an_endpoint_and_itself(self, fabric) -> None:
+        [model] = fabric.add_workers(8, worker_class=Model, greeting="hello")
+        assert ray.get(model.greet.remote(), timeout=30) == ("hello", 8)
+        assert list(fabric.workers) == [8]
+
+
+async def _awaited(transfer):
+    return await transfer
+
+
+class TestJoined:
+    def test_pushes_reach_drivers_and_foreign_actors_both_ways(self, fabric) -> None:
+        fabric.add_workers(1)
+        worker = fabric.allocate_blocks_cache(1, desc(), BlocksCacheKey(1))
+        scramble(fabric, worker)
+        here = fabric.join(2)
+        mine = here.allocate_blocks_cache(desc(), BlocksCacheKey(2))
+        actor = Embedder.remote(fabric.name, 3)
+        foreign = CacheRef(3, ray.get(actor.cache_id.remote(), timeout=60))
+
+        fabric.push_blocks(BlocksCacheKey(2), worker, [1], [2])
+        assert np.array_equal(mine.numpy(0)[2], read(fabric, worker, [1])[0, 0])
+        # launched on endpoints without an actor: the command comes by the long poll
+        fabric.push_blocks(BlocksCacheKey(1), CacheRef(2, mine.cache_id), [2], [20])
+        assert np.array_equal(read(fabric, worker, [20]), read(fabric, worker, [1]))
+        fabric.push_blocks(BlocksCacheKey(2), foreign, [0], [5])
+        assert (mine.numpy(3)[5] == 3).all()
+        # and refused there with the same errors
+        with pytest.raises(ParamInvalid):
+            fabric.push_blocks(BlocksCacheKey(2), foreign, [BLOCKS], [0])
+        assert set(fabric.status()["endpoints"]) == {1, 2, 3}
+        # from inside, without any Ray call once the link is open
+        here.push_blocks(BlocksCacheKey(3), mine, [2], [9])
+
+        ray.get(actor.close.remote(), timeout=30)
+        with pytest.raises(NotLinked):
+            fabric.push_blocks(BlocksCacheKey(3), worker, [0], [0])
+
+    def test_a_joined_manager_that_closes_frees_its_name(self, fabric) -> None:
+        for _ in range(3):
+            with fabric.join(4) as manager:
+                manager.allocate_blocks_cache(desc(), BlocksCacheKey(4))
+        assert fabric.members() == []
+
+
+def test_settings_travel_to_the_worker(fabric) -> None:
+    fabric.add_workers(1, settings=EndpointSettings(mem_pool={"memory_size": "1MiB"}))
+    fabric.allocate_blocks_cache(1, desc())
+    with pytest.raises(LLMException, match="1048576|1.0 MiB|budget|pool"):
+        for _ in range(8):
+            fabric.allocate_blocks_cache(1, desc())
+
+
+def test_two_starts_of_one_name_are_refused_and_a_second_connect_is_not_the_owner(fabric) -> None:
+    with pytest.raises(ConfigError, match="runs already"):
+        Fabric.start(config(name=fabric.name))
+    with Fabric.connect(fabric.name):
+        pass
+    assert fabric.members() == []
+
+
+def test_a_name_with_a_colon_is_refused(ray_cluster) -> None:
+    with pytest.raises(ConfigError, match="':'"):
+        Fabric.connect("a:b")
+
+
+def test_the_records_of_a_transfer_pickle(fabric) -> None:
+    source, _ = pair(fabric)
+    receipt = fabric.push_blocks(BlocksCacheKey(2), source, [0], [0])
+    assert pickle.loads(pickle.dumps(receipt)) == receipt
