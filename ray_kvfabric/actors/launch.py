@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ActorAlreadyExistsError
 from ray.util import list_named_actors
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -128,7 +129,6 @@ def _worker_options(
         "num_cpus": group.num_cpus,
         "resources": dict(group.resources),
         "max_restarts": max_restarts,
-        "concurrency_groups": CONCURRENCY_GROUPS,
     }
     if cluster_id in strategies:
         options["scheduling_strategy"] = strategies[cluster_id]
@@ -140,11 +140,11 @@ def _worker_options(
 def _start_worker(
     worker_class: type[CacheWorker], options: dict[str, Any], seat: Seat, arguments: dict[str, Any]
 ) -> ActorHandle[Any]:
-    remote_class: Any = ray.remote(worker_class)
+    remote_class: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(worker_class)
     try:
         handle: ActorHandle[Any] = remote_class.options(**options).remote(seat, **arguments)
-    except ValueError as error:  # Ray's answer to a name in use
-        raise ClusterIdTaken(f"fabric {seat.fabric!r} has a worker {seat.cluster_id}: {error}") from None
+    except ActorAlreadyExistsError:
+        raise ClusterIdTaken(f"fabric {seat.fabric!r} has a worker {seat.cluster_id} already") from None
     return handle
 
 

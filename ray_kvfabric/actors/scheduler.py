@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from typing import Any
 
 import ray
@@ -127,7 +128,7 @@ class SchedulerActor:
         return self._state.members()
 
     async def status(self) -> dict[str, object]:
-        return {**self._introduction, **self._state.describe()}
+        return {**self._introduction, "pid": os.getpid(), **self._state.describe()}
 
     # -- the machine
 

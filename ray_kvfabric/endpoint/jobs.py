@@ -59,10 +59,11 @@ class Job:
         try:
             return self._run_once(stop)
         except StaleRoute:
-            return self._run_once(stop)
+            pass  # and once more, outside the handler: a second error must not hold the first one's frames
         except Exception:
             self.mover.counters.add("transfers_failed")
             raise
+        return self._run_once(stop)
 
     def _run_once(self, stop: StopWord | None) -> Receipt:
         entry = self.mover.caches.find_mapped(self.cache_id)

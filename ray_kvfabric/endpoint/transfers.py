@@ -6,6 +6,7 @@ planned -> moving -> landed | failed | cancelled        each reached at most onc
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -16,6 +17,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from ray_kvfabric.errors import LLMException, TransferCancelled, TransferTimeout, TransferUnknown
 from ray_kvfabric.memory.copy import StopWord
 from ray_kvfabric.route import Receipt
+
+
+logger = logging.getLogger(__name__)
 
 
 class Transfer:
@@ -89,7 +93,7 @@ class TransferTable:
             self._forget_old()
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="kvfabric-transfer")
-            future = self._executor.submit(run, stop)
+            future = self._executor.submit(_run, transfer_id, run, stop)
             transfer = self._kept[transfer_id] = Transfer(transfer_id, future, stop)
         future.add_done_callback(lambda _: self._note_end(transfer_id))
         return transfer
@@ -123,3 +127,14 @@ class TransferTable:
             transfer.cancel()
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _run(transfer_id: str, run: Callable[[StopWord], Receipt], stop: StopWord) -> Receipt:
+    """The outcome is kept for long, so its error must not hold frames, and with them a dead peer's memory."""
+    try:
+        return run(stop)
+    except Exception as error:
+        logger.debug("transfer %s failed", transfer_id, exc_info=True)
+        failure = error
+    failure.__traceback__ = failure.__context__ = None
+    raise failure

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ray_kvfabric.cache.layout import Region
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import LinkFailed
+from ray_kvfabric.errors import LinkFailed, PeerLost, StaleRoute
 from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route, Segment
@@ -22,12 +22,17 @@ class SharedMemoryLink(LoopbackLink):
     transport = "shared_memory"
 
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
-        memories = [
-            (segment, HostMemory.open_peer(self.peer.pid, segment.fd, segment.inode))
-            for segment in cache.segments
-        ]
+        memories = [(segment, self._open(segment, cache)) for segment in cache.segments]
         regions = [self._mapped(region, memories) for region in cache.regions]
         return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=memories))
+
+    def _open(self, segment: Segment, cache: CacheInfo) -> HostMemory:
+        try:
+            return HostMemory.open_peer(self.peer.pid, segment.fd, segment.inode)
+        except PeerLost:
+            if not self.is_alive:
+                raise
+            raise StaleRoute(f"cache {cache.cache_id} of {self.peer} was freed before it was opened here") from None
 
     def _mapped(self, region: Region, memories: list[tuple[Segment, HostMemory]]) -> Region:
         for segment, memory in memories:

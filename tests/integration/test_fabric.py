@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 import uuid
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import ray
-from conftest import BLOCKS, config, desc, pair, read, scramble
+from tests.integration.conftest import BLOCKS, config, desc, pair, read, scramble
 
 from ray_kvfabric.actors.worker import CacheWorker
 from ray_kvfabric.cache.keys import BlocksCacheKey
@@ -19,6 +21,8 @@ from ray_kvfabric.fabric import Fabric
 from ray_kvfabric.route import CacheRef
 
 pytestmark = pytest.mark.ray
+
+ALL = list(range(BLOCKS))
 
 
 class Model(CacheWorker):
@@ -50,71 +54,100 @@ class Embedder:
         self.fabric.close()
 
 
-class TestWorkers:
-    @pytest.fixture
-    def ends(self, fabric):
-        return pair(fabric)
+class Stage(NamedTuple):
+    fabric: Fabric
+    source: CacheRef
+    target: CacheRef
 
-    def test_pushed_blocks_arrive_exactly_and_no_other_changes(self, fabric, ends) -> None:
-        source, target = ends
+
+@pytest.fixture(scope="module")
+def stage(ray_cluster):
+    """A pair of workers that the tests share; each uses target blocks of its own."""
+    with Fabric.connect(config=config()) as fabric:
+        yield Stage(fabric, *pair(fabric))
+
+
+class TestPush:
+    def test_pushed_blocks_arrive_exactly_and_no_other_changes(self, stage) -> None:
+        fabric, source, target = stage
+        before = read(fabric, target, ALL)
         receipt = fabric.push_blocks(BlocksCacheKey(2), source, [3, 4, 9], [0, 1, 30])
         assert (receipt.source_cluster_id, receipt.target_cluster_id) == (1, 2)
-        assert receipt.transport == "shared_memory"
-        assert receipt.nbytes == 3 * 4 * 1024
-        assert np.array_equal(read(fabric, target, [0, 1, 30]), read(fabric, source, [3, 4, 9]))
-        rest = [block for block in range(BLOCKS) if block not in (0, 1, 30)]
-        assert not read(fabric, target, rest).any()
+        assert (receipt.transport, receipt.nbytes) == ("shared_memory", 3 * 4 * 1024)
+        before[:, [0, 1, 30]] = read(fabric, source, [3, 4, 9])
+        assert np.array_equal(read(fabric, target, ALL), before)
 
-        layered = fabric.start_push(BlocksCacheKey(2), source, [5], [6], range(1, 2), range(1, 2))
-        assert asyncio.run(_awaited(layered)).num_layers == 1
+    def test_an_awaited_push_of_one_layer_leaves_the_other_layer_alone(self, stage) -> None:
+        fabric, source, target = stage
+        transfer = fabric.start_push(BlocksCacheKey(2), source, [5], [6], range(1, 2), range(1, 2))
+        assert asyncio.run(_awaited(transfer)).num_layers == 1
         after = read(fabric, target, [6])
         assert np.array_equal(after[2:], read(fabric, source, [5])[2:])
         assert not after[:2].any()
 
-        # the reference of the launched call is a real one: a task may depend on it
-        dependency = fabric.start_push(BlocksCacheKey(2), source, [7], [7]).ref
-        assert ray.get(ray.remote(num_cpus=0)(lambda receipt: receipt.num_blocks).remote(dependency), timeout=30) == 1
+    def test_the_reference_can_be_the_dependency_of_a_task(self, stage) -> None:
+        landed = stage.fabric.start_push(BlocksCacheKey(2), stage.source, [7], [7]).ref
+        count = ray.remote(num_cpus=0)(lambda receipt: receipt.num_blocks)
+        assert ray.get(count.remote(landed), timeout=30) == 1
 
-        # the same id is the same push, also when the call differs
+    def test_a_transfer_id_names_one_push_however_often_it_is_launched(self, stage) -> None:
+        fabric, source, target = stage
         name = uuid.uuid4().hex
         first = fabric.start_push(BlocksCacheKey(2), source, [8], [8], transfer_id=name).result()
         assert fabric.start_push(BlocksCacheKey(2), source, [8], [9], transfer_id=name).result() == first
         assert not read(fabric, target, [9]).any()
         assert fabric.start_push(BlocksCacheKey(2), source, [8], [8], transfer_id=name).cancel() is False
 
-        # refusals come from wherever they are found, with their own type, and move nothing
-        before = read(fabric, target, list(range(BLOCKS)))
-        with pytest.raises(NotLinked, match="cluster_id 77; known: 1, 2"):
-            fabric.push_blocks(BlocksCacheKey(77), source, [0], [0])
-        with pytest.raises(NotLinked, match="cluster_id 78"):
-            fabric.push_blocks(BlocksCacheKey(2), CacheRef(78, 1), [0], [0])
-        with pytest.raises(CacheNotFound, match="model_id=5, but: model_id=0"):
-            fabric.push_blocks(BlocksCacheKey(2, 5), source, [0], [0])
-        with pytest.raises(CacheNotFound):
-            fabric.push_blocks(BlocksCacheKey(2), CacheRef(1, 99), [0], [0])
-        with pytest.raises(ParamInvalid):
-            fabric.push_blocks(BlocksCacheKey(2), source, [BLOCKS], [0])
-        with pytest.raises(LLMException):
-            fabric.push_blocks(BlocksCacheKey(2), source, [0, 1], [0])
-        with pytest.raises(TypeError):
-            fabric.push_blocks(BlocksCacheKey(2), source, ["a"], [0])
-        with pytest.raises(TypeError):
-            fabric.push_blocks("2", source, [0], [0])
-        assert np.array_equal(read(fabric, target, list(range(BLOCKS))), before)
+    @pytest.mark.parametrize(
+        ("order", "kind", "text"),
+        [
+            ((BlocksCacheKey(77), 1, [0], [10]), NotLinked, "cluster_id 77; known: 1, 2"),
+            ((BlocksCacheKey(2), 78, [0], [10]), NotLinked, "cluster_id 78"),
+            ((BlocksCacheKey(2, 5), 1, [0], [10]), CacheNotFound, "model_id=5; it has: model_id=0"),
+            ((BlocksCacheKey(2), 1, [BLOCKS], [10]), ParamInvalid, "32"),
+            ((BlocksCacheKey(2), 1, [0], [BLOCKS]), ParamInvalid, "32"),
+            ((BlocksCacheKey(2), 1, [0, 1], [10]), LLMException, "blocks"),
+            ((BlocksCacheKey(2), 1, ["a"], [10]), TypeError, "src_blocks"),
+            (("2", 1, [0], [10]), TypeError, "dst_cache_key"),
+        ],
+    )
+    def test_a_refused_push_has_the_type_of_its_fault_and_moves_nothing(self, stage, order, kind, text) -> None:
+        key, source_cluster, src_blocks, dst_blocks = order
+        before = read(stage.fabric, stage.target, ALL)
+        source = CacheRef(source_cluster, stage.source.cache_id)
+        with pytest.raises(kind, match=text):
+            stage.fabric.push_blocks(key, source, src_blocks, dst_blocks)
+        assert np.array_equal(read(stage.fabric, stage.target, ALL), before)
 
-        # what is shown
-        assert repr(fabric).endswith("2 endpoints, 2 caches, 0.2 MiB>")
-        assert "<td>[32, 256]</td>" in fabric._repr_html_()
-        assert set(fabric.caches()) == {source, target}
-        status = fabric.status()
+    def test_a_cache_that_is_not_there_is_named(self, stage) -> None:
+        with pytest.raises(CacheNotFound, match="99"):
+            stage.fabric.push_blocks(BlocksCacheKey(2), CacheRef(1, 99), [0], [10])
+
+    def test_a_freed_cache_is_gone_for_everybody(self, stage) -> None:
+        ref = stage.fabric.allocate_blocks_cache(2, desc(), BlocksCacheKey(2, 9))
+        stage.fabric.push_blocks(BlocksCacheKey(2, 9), stage.source, [0], [0])
+        stage.fabric.deallocate_blocks_cache(ref)
+        with pytest.raises(CacheNotFound):
+            stage.fabric.push_blocks(BlocksCacheKey(2, 9), stage.source, [0], [0])
+        assert set(stage.fabric.caches()) == {stage.source, stage.target}
+
+    def test_the_fabric_shows_its_endpoints_caches_and_their_state(self, stage) -> None:
+        assert repr(stage.fabric).endswith("2 endpoints, 2 caches, 0.2 MiB>")
+        assert "<td>[32, 256]</td>" in stage.fabric._repr_html_()
+        status = stage.fabric.status()
         assert set(status["endpoints"]) == {1, 2}
         assert all("error" not in endpoint for endpoint in status["endpoints"].values())
+        json.dumps(status)
 
-        # a freed cache is gone for everybody
-        fabric.deallocate_blocks_cache(target)
-        with pytest.raises(CacheNotFound, match="but: none"):
-            fabric.push_blocks(BlocksCacheKey(2), source, [0], [0])
+    def test_a_receipt_pickles_and_the_receiver_has_it_too(self, stage) -> None:
+        receipt = stage.fabric.push_blocks(BlocksCacheKey(2), stage.source, [0], [12])
+        assert pickle.loads(pickle.dumps(receipt)) == receipt
+        worker = stage.fabric.worker(2)
+        received = ray.get(worker.wait_received.remote(receipt.transfer_id, 5.0), timeout=30)
+        assert (received.nbytes, received.source_cluster_id) == (receipt.nbytes, 1)
 
+
+class TestWorkers:
     def test_a_taken_cluster_id_is_refused_with_both_names(self, fabric) -> None:
         fabric.add_workers(5)
         with pytest.raises(ClusterIdTaken, match="5"):
@@ -190,9 +223,3 @@ def test_two_starts_of_one_name_are_refused_and_a_second_connect_is_not_the_owne
 def test_a_name_with_a_colon_is_refused(ray_cluster) -> None:
     with pytest.raises(ConfigError, match="':'"):
         Fabric.connect("a:b")
-
-
-def test_the_records_of_a_transfer_pickle(fabric) -> None:
-    source, _ = pair(fabric)
-    receipt = fabric.push_blocks(BlocksCacheKey(2), source, [0], [0])
-    assert pickle.loads(pickle.dumps(receipt)) == receipt

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ray_kvfabric import BlocksCacheKey, Cache, LLMException
@@ -54,7 +54,8 @@ def test_a_target_killed_during_pushes_is_lost_typed_and_nothing_stays(pair: Pai
     assert outcomes[0] is None
     assert isinstance(outcomes[-1], PeerLost)
     assert all(error is None or isinstance(error, PeerLost) for error in outcomes)
-    del transfers
+    del transfers, transfer, outcomes  # an error that the caller keeps holds the mapping
+    gc.collect()
     assert mapped() == own
     assert set(os.listdir("/dev/shm")) == files
     assert pair.manager.status()["links"] == []
@@ -106,18 +107,6 @@ def test_a_route_to_a_replaced_incarnation_names_both(pair: Pair) -> None:
     )
     with pytest.raises(StaleIncarnation, match=f"0000000000000005.*{stale.incarnation:016x}"):
         pair.manager.push_blocks(KEY, pair.source_cache(), [0], [0])
-
-
-def test_a_source_killed_inside_a_push_does_not_keep_the_targets_memory() -> None:
-    """The victim is stopped while it writes, so that it is inside the cache for certain."""
-    for pair in child_pair("process_vm"):
-        local = LocalPeer(77, pair.directory, pair.manager.settings)
-        arrays: list[object] = [np.zeros(SHAPE, np.uint8) for _ in range(4)]
-        from tests.unit.conftest import desc
-
-        cache = local.manager.register_blocks_cache(desc(4, SHAPE, "DT_INT8"), arrays, BlocksCacheKey(0, 0))
-        local.manager.unregister_cache(cache.cache_id)
-        local.close()
 
 
 def test_registered_memory_is_not_given_back_under_a_stopped_writer(pair: Pair) -> None:

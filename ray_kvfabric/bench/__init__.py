@@ -1,0 +1,1 @@
+"""What `kvfabric bench` measures: pushes between two worker processes, beside the machine's own limits."""

@@ -1,0 +1,106 @@
+"""The ends of a measured push: managers whose directory is a dictionary filled by hand, no Ray.
+
+    Target   a process's endpoint that is written into; it fills and verifies its own caches
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from ray_kvfabric.bench.cases import Case
+from ray_kvfabric.bench.contents import Held, fill_target, first_wrong
+from ray_kvfabric.cache.handle import Cache
+from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
+from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.config import EndpointSettings, PoolSettings, endpoint_settings
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import CacheNotFound, NotLinked
+from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
+
+POOL_NBYTES = 1 << 40  # the host's free memory is the limit that counts
+CALL_TIMEOUT_MS = 60_000
+
+
+class Roads:
+    """The Directory port: routes that were put in by hand."""
+
+    def __init__(self) -> None:
+        self._routes: dict[tuple[int, int], Route] = {}
+
+    def put(self, route: Route) -> None:
+        self._routes[route.endpoint.cluster_id, route.cache.model_id or 0] = route
+
+    def announce(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
+        """Nobody listens."""
+
+    def publish(self, endpoint: EndpointInfo, cache: CacheInfo, deadline: Deadline) -> None:
+        """Nobody listens."""
+
+    def withdraw(self, endpoint: EndpointInfo, cache_id: int, deadline: Deadline) -> None:
+        """Nobody listens."""
+
+    def leave(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
+        """Nobody listens."""
+
+    def resolve(self, cluster_id: int, model_id: int, deadline: Deadline) -> Route:
+        if not any(cluster_id == known for known, _ in self._routes):
+            raise NotLinked(f"no endpoint has cluster_id {cluster_id}")
+        try:
+            return self._routes[cluster_id, model_id]
+        except KeyError:
+            raise CacheNotFound(f"endpoint {cluster_id} has no blocks cache of model_id {model_id}") from None
+
+
+def settings(transports: tuple[str, ...] | None = None) -> EndpointSettings:
+    """What a measured endpoint may use; the copy kernel is the environment's."""
+    return endpoint_settings(
+        mem_pool=PoolSettings(memory_size=POOL_NBYTES), sync_kv_timeout_ms=CALL_TIMEOUT_MS, transports=transports
+    )
+
+
+def describe(case: Case) -> CacheDesc:
+    shape = (case.num_blocks, case.block_nbytes)
+    return CacheDesc(case.num_tensors, shape, DataType.DT_UINT8, Placement.HOST)
+
+
+class Target:
+    """An endpoint that is written into. Its process admits writers that descend from its parent."""
+
+    def __init__(self, cluster_id: int) -> None:
+        self.manager = CacheManager(
+            cluster_id, directory=Roads(), settings=settings(), tracer_pid=os.getppid()
+        )
+        self._opened: dict[int, tuple[Cache, Case]] = {}
+
+    def open(self, case: Case, model_id: int, *, foreign: bool) -> Route:
+        """A filled cache: allocated by the fabric, or over memory that numpy allocated."""
+        key = BlocksCacheKey(self.manager.endpoint.cluster_id, model_id)
+        if foreign:
+            arrays: list[object] = [
+                np.empty(case.num_blocks * case.block_nbytes, np.uint8) for _ in range(case.num_tensors)
+            ]
+            cache = self.manager.register_blocks_cache(describe(case), arrays, key)
+        else:
+            cache = self.manager.allocate_blocks_cache(describe(case), key)
+        fill_target(cache, case)
+        self._opened[model_id] = cache, case
+        return Route(self.manager.endpoint, self.info(cache))
+
+    def info(self, cache: Cache) -> CacheInfo:
+        return next(each for each in self.manager.caches() if each.cache_id == cache.cache_id)
+
+    def first_wrong(self, model_id: int, held: Held) -> str | None:
+        cache, case = self._opened[model_id]
+        return first_wrong(cache, case, held)
+
+    def release(self) -> None:
+        """Frees every cache."""
+        for cache, _ in self._opened.values():
+            self.manager.unregister_cache(cache.cache_id)
+        self._opened.clear()
+
+    def close(self) -> None:
+        self.manager.close()
