@@ -375,6 +375,7 @@ def parse_arguments() -> argparse.Namespace:
     budget.add_argument("--steps", type=int, help="number of steps instead of a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="faster steps, needs a C++ compiler")
     return parser.parse_args()
 
 
@@ -387,6 +388,8 @@ def main() -> None:
     tokens = encode_all(tokenizer, learned)
     print(f"{len(learned)} documents, {sum(map(len, learned))} characters, {len(tokens)} tokens", flush=True)
     model = Decoder(Shape())
+    if arguments.compile:
+        model.compile(dynamic=False)
     started = time.monotonic()
     steps = train(model, tokens, Budget(arguments.minutes * 60, arguments.steps, started), arguments.seed)
     seconds = time.monotonic() - started
@@ -397,6 +400,7 @@ def main() -> None:
         "torch": torch.__version__,
         "tokenizers": tokenizers.__version__,
         "seed": arguments.seed,
+        "compiled": arguments.compile,
         "steps": steps,
         "minutes": round(seconds / 60, 1),
         "tokens_seen": steps * TOKENS_PER_STEP,

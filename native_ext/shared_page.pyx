@@ -96,6 +96,10 @@ cdef class SharedPage:
     cdef kvf_page *page
     cdef object memory  # keeps the mapping alive
     cdef uint64_t next_generation
+    # what this writer moved through this page; the GIL keeps the sums whole
+    cdef readonly uint64_t nbytes_pushed
+    cdef readonly uint64_t nbytes_pulled
+    cdef readonly uint64_t num_landed
 
     def __cinit__(self, unsigned char[::1] memory not None):
         if memory.shape[0] < <Py_ssize_t>sizeof(kvf_page):
@@ -196,7 +200,13 @@ cdef class SharedPage:
         if status != KVF_OK:
             return status
         kvf_post(self.page, link, &record)
+        self.nbytes_pushed += nbytes
+        self.num_landed += 1
         return record.landed_ns
+
+    def count_pull(self, uint64_t nbytes):
+        self.nbytes_pulled += nbytes
+        self.num_landed += 1
 
     # ---- readers ---------------------------------------------------------------------------------
 

@@ -68,9 +68,7 @@ class CacheManager:
         self._identity = Identity(cluster_id, role, node, tuple(each.name for each in transports))
         self.endpoint = self._identity.endpoint
         self._pool = _pool(self.settings)
-        self._caches = CacheTable(
-            self._pool, self._identity.page, self._copier, emulates_device=self._emulates_device
-        )
+        self._caches = CacheTable(self._pool, self._identity.page, self._copier, emulates_device=self._emulates_device)
         local = LocalEnd(self.endpoint, self._copier)
         self._links = LinkTable(local, transports, directory, peers, self.counters)
         mover = Mover(cluster_id, self._caches, self._links, self.counters)
@@ -95,9 +93,7 @@ class CacheManager:
 
     # ---- caches ----------------------------------------------------------------------------------
 
-    def allocate_blocks_cache(
-        self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
-    ) -> Cache:
+    def allocate_blocks_cache(self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None) -> Cache:
         """A blocks cache from this endpoint's pool, zeroed, its pages touched, visible to peers at once.
 
         Raises LLMException: LLM_PARAM_INVALID (no pool, no tensors, bad shape, model_id taken),
@@ -130,9 +126,7 @@ class CacheManager:
             check_type(remote_accessible, bool, "remote_accessible")
         if not addrs:
             raise ParamInvalid("addrs is empty")
-        return self._publish(
-            self._caches.register(cache_desc, addrs, model_id, remote_accessible is not False)
-        )
+        return self._publish(self._caches.register(cache_desc, addrs, model_id, remote_accessible is not False))
 
     def _publish(self, entry: CacheEntry) -> Cache:
         """Makes the cache known; one that the directory does not take is taken back."""
@@ -166,9 +160,7 @@ class CacheManager:
         cache.forget_addresses()
 
     def _is_allocated(self, cache_id: int) -> bool:
-        return any(
-            entry.info.cache_id == cache_id and entry.memory is not None for entry in self._caches.all()
-        )
+        return any(entry.info.cache_id == cache_id and entry.memory is not None for entry in self._caches.all())
 
     def cache(self, cache_id: int) -> Cache:
         """The live cache of this id. Raises LLMException (LLM_KV_CACHE_NOT_EXIST)."""
@@ -340,9 +332,7 @@ class CacheManager:
 
     def status(self) -> dict[str, object]:
         """Endpoint, caches, links, transfers, memory and counters, ready for JSON."""
-        return describe_endpoint(
-            self.endpoint, self.caches(), self._links, self._transfers, self._pool, self.counters
-        )
+        return describe_endpoint(self.endpoint, self.caches(), self._links, self._transfers, self._pool)
 
     def close(self) -> None:
         """Leaves the fabric: transfers are stopped, links closed, caches fenced off and freed. Idempotent.

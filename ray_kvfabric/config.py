@@ -29,9 +29,7 @@ def _parse_nbytes(value: object) -> object:
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
     if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(
-            f"{value!r} is not a size; write a number of bytes, or one with KiB, MiB, GiB or TiB"
-        )
+        raise ValueError(f"{value!r} is not a size; write a number of bytes, or one with KiB, MiB, GiB or TiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -55,46 +53,30 @@ class EndpointSettings(_Settings):
     """One endpoint: a CacheManager and what it may use."""
 
     mem_pool: PoolSettings | None = PoolSettings()
-    sync_kv_timeout_ms: int = Field(
-        default=1000, gt=0, le=2**31 - 1, description="bounds a whole transfer call"
-    )
-    control_timeout_s: float = Field(
-        default=20.0, gt=0, description="bounds a question to the scheduler or a peer"
-    )
+    sync_kv_timeout_ms: int = Field(default=1000, gt=0, le=2**31 - 1, description="bounds a whole transfer call")
+    control_timeout_s: float = Field(default=20.0, gt=0, description="bounds a question to the scheduler or a peer")
     copy_kernel: Literal["native", "python"] = "native"
-    copy_threads: int | None = Field(
-        default=None, ge=1, le=64, description="None: one a usable CPU, at most 4"
-    )
+    copy_threads: int | None = Field(default=None, ge=1, le=64, description="None: one a usable CPU, at most 4")
     transports: tuple[str, ...] | None = Field(default=None, description="None: all that are installed")
     emulated_device: Literal["host"] | None = Field(
         default=None,
         description="host: DEVICE caches lie in host memory, for machines without an accelerator",
     )
-    result_ttl_s: float = Field(
-        default=600.0, gt=0, description="how long a finished transfer can be asked for"
-    )
-    transfer_threads: int = Field(
-        default=2, ge=1, le=16, description="transfers of start_push that move at once"
-    )
+    result_ttl_s: float = Field(default=600.0, gt=0, description="how long a finished transfer can be asked for")
+    transfer_threads: int = Field(default=2, ge=1, le=16, description="transfers of start_push that move at once")
 
 
 class SchedulerSettings(_Settings):
     """The scheduler actor and the liveness of endpoints."""
 
-    lease_s: float = Field(
-        default=15.0, gt=0, description="an endpoint that is silent for so long is forgotten"
-    )
-    poll_s: float = Field(
-        default=5.0, gt=0, description="length of an endpoint's parked call to the scheduler"
-    )
+    lease_s: float = Field(default=15.0, gt=0, description="an endpoint that is silent for so long is forgotten")
+    poll_s: float = Field(default=5.0, gt=0, description="length of an endpoint's parked call to the scheduler")
     rebuild_s: float = Field(
         default=3.0,
         ge=0,
         description="how long a restarted scheduler waits for endpoints before it says unknown",
     )
-    result_ttl_s: float = Field(
-        default=600.0, gt=0, description="how long it keeps outcomes told by endpoints"
-    )
+    result_ttl_s: float = Field(default=600.0, gt=0, description="how long it keeps outcomes told by endpoints")
 
 
 class CacheSettings(_Settings):
@@ -115,9 +97,7 @@ class WorkerGroup(_Settings):
     first_cluster_id: int = Field(ge=0, lt=2**64)
     role: Literal["PROMPT", "DECODER", "MIX"] = "MIX"
     num_cpus: float = Field(default=1.0, ge=0)
-    resources: dict[str, float] = Field(
-        default_factory=dict, description='{"NPU": 1} pins a worker to an NPU'
-    )
+    resources: dict[str, float] = Field(default_factory=dict, description='{"NPU": 1} pins a worker to an NPU')
     label_selector: dict[str, str] = Field(default_factory=dict)
     endpoint: EndpointSettings = EndpointSettings()
     caches: tuple[CacheSettings, ...] = ()

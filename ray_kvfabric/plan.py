@@ -8,6 +8,7 @@ Plan           a span and the two block lists
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from ray_kvfabric.cache.checks import check_int, check_layer_range
@@ -54,6 +55,14 @@ class LayerSpan(NamedTuple):
     num_layers: int
 
 
+class Fit(NamedTuple):
+    """A span that both caches can serve, and how many blocks each has."""
+
+    span: LayerSpan
+    source_limit: int
+    target_limit: int
+
+
 class Plan(NamedTuple):
     """One transfer, checked against both caches."""
 
@@ -73,9 +82,7 @@ def request_layers(
     if per_layer == 0:
         raise ParamInvalid("tensor_num_per_layer must be at least 1, got 0")
     if source is None and target is None:
-        if per_layer > max(num_tensors, TENSORS_PER_LAYER):
-            raise ParamInvalid(f"tensor_num_per_layer must be in [1, {num_tensors}], got {per_layer}")
-        return LayerRequest(None, None, per_layer)
+        return _every_tensor(per_layer, num_tensors)
     every_layer = range(num_tensors // per_layer)
     source = every_layer if source is None else check_layer_range(source, "src_layer_range")
     target = every_layer if target is None else check_layer_range(target, "dst_layer_range")
@@ -84,6 +91,13 @@ def request_layers(
             f"src_layer_range has {len(source)} layers ({source!r}), dst_layer_range {len(target)} ({target!r})"
         )
     return LayerRequest(source, target, per_layer)
+
+
+@lru_cache
+def _every_tensor(per_layer: int, num_tensors: int) -> LayerRequest:
+    if per_layer > max(num_tensors, TENSORS_PER_LAYER):
+        raise ParamInvalid(f"tensor_num_per_layer must be in [1, {num_tensors}], got {per_layer}")
+    return LayerRequest(None, None, per_layer)
 
 
 def span_layers(request: LayerRequest, source_tensors: int, target_tensors: int) -> LayerSpan:
@@ -112,9 +126,7 @@ def _check_side(field: str, side: str, layers: range, per_layer: int, num_tensor
             f"tensor_num_per_layer {per_layer} does not divide the {num_tensors} tensors of the {side} cache"
         )
     if layers.stop > num_tensors // per_layer:
-        raise ParamInvalid(
-            f"{field} {layers!r} ends beyond the {num_tensors // per_layer} layers of the {side} cache"
-        )
+        raise ParamInvalid(f"{field} {layers!r} ends beyond the {num_tensors // per_layer} layers of the {side} cache")
 
 
 def check_regions(
@@ -131,23 +143,18 @@ def check_regions(
             )
 
 
-def blocks_fit(plan: Plan, source_limit: int, target_limit: int) -> bool:
+def blocks_fit(fit: Fit, source: Blocks, target: Blocks) -> bool:
     """Lists of equal, positive length whose indices lie inside both caches."""
-    return (
-        0 < len(plan.source_blocks) == len(plan.target_blocks)
-        and plan.source_blocks.maximum < source_limit
-        and plan.target_blocks.maximum < target_limit
-    )
+    return 0 < len(source) == len(target) and source.maximum < fit.source_limit and target.maximum < fit.target_limit
 
 
-def blocks_refusal(plan: Plan, source_limit: int, target_limit: int, names: tuple[str, str]) -> ParamInvalid:
+def blocks_refusal(fit: Fit, source: Blocks, target: Blocks, names: tuple[str, str]) -> ParamInvalid:
     """Why `blocks_fit` said no, with both sides."""
-    num_source, num_target = len(plan.source_blocks), len(plan.target_blocks)
-    if num_source != num_target:
-        return ParamInvalid(f"src_blocks has {num_source} entries, dst_blocks has {num_target}")
-    if plan.source_blocks.maximum >= source_limit:
-        return _index_refusal("src_blocks", plan.source_blocks, source_limit, names[0])
-    return _index_refusal("dst_blocks", plan.target_blocks, target_limit, names[1])
+    if len(source) != len(target):
+        return ParamInvalid(f"src_blocks has {len(source)} entries, dst_blocks has {len(target)}")
+    if source.maximum >= fit.source_limit:
+        return _index_refusal("src_blocks", source, fit.source_limit, names[0])
+    return _index_refusal("dst_blocks", target, fit.target_limit, names[1])
 
 
 def _index_refusal(field: str, blocks: Blocks, limit: int, name: str) -> ParamInvalid:
@@ -160,11 +167,7 @@ def merge_runs(source_blocks: Iterable[int], target_blocks: Iterable[int]) -> li
     runs: list[Run] = []
     for source, target in zip(source_blocks, target_blocks, strict=True):
         last = runs[-1] if runs else None
-        if (
-            last
-            and source == last.source_start + last.num_blocks
-            and target == last.target_start + last.num_blocks
-        ):
+        if last and source == last.source_start + last.num_blocks and target == last.target_start + last.num_blocks:
             runs[-1] = last._replace(num_blocks=last.num_blocks + 1)
         else:
             runs.append(Run(source, target, 1))

@@ -21,12 +21,6 @@ class Counters:
         with self._lock:
             self._totals[name] += amount
 
-    def add_transfer(self, name: str, nbytes: int) -> None:
-        """One landed transfer of `nbytes`, under one lock."""
-        with self._lock:
-            self._totals[name] += nbytes
-            self._totals["transfers_landed"] += 1
-
     def snapshot(self) -> dict[str, int]:
         with self._lock:
             return dict(self._totals)

@@ -29,9 +29,7 @@ class Seat:
     caches: tuple[CacheSettings, ...] = ()
 
 
-def open_endpoint(
-    seat: Seat, actor: ActorHandle[Any] | None = None, tracer_pid: int | None = None
-) -> CacheManager:
+def open_endpoint(seat: Seat, actor: ActorHandle[Any] | None = None, tracer_pid: int | None = None) -> CacheManager:
     """A manager that is announced and keeps itself so until its `close`. Raises ClusterIdTaken."""
     client = SchedulerClient(seat.fabric)
     directory = RayDirectory(client, actor)

@@ -6,13 +6,14 @@ lifetime detached   they stay until `end_fabric`
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorAlreadyExistsError
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError
 from ray.util import list_named_actors
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -27,6 +28,8 @@ from ray_kvfabric.config import NAMESPACE, SchedulerSettings, WorkerGroup
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import ClusterIdTaken, LLMException, LLMStatusCode, NotLinked, TransferTimeout
 
+RETRY_S = 0.05
+PATIENCE_S = 5.0
 MAX_PARKED_CALLS = 10_000  # each endpoint parks one poll at the scheduler
 
 
@@ -102,7 +105,7 @@ def start_workers(
             for cluster_id in range(group.first_cluster_id, group.first_cluster_id + group.count):
                 options = _worker_options(fabric, cluster_id, group, lifetime, max_restarts, strategies)
                 seat = Seat(fabric, cluster_id, group.endpoint, group.role, group.caches)
-                started.workers[cluster_id] = _start_worker(worker_class, options, seat, arguments or {})
+                started.workers[cluster_id] = _start_worker(worker_class, options, seat, arguments or {}, deadline)
         _await_starts(fabric, started.workers, groups, deadline)
     except BaseException:
         started.end(Deadline.after(5.0))
@@ -138,14 +141,42 @@ def _worker_options(
 
 
 def _start_worker(
-    worker_class: type[CacheWorker], options: dict[str, Any], seat: Seat, arguments: dict[str, Any]
+    worker_class: type[CacheWorker],
+    options: dict[str, Any],
+    seat: Seat,
+    arguments: dict[str, Any],
+    deadline: Deadline,
 ) -> ActorHandle[Any]:
-    remote_class: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(worker_class)
+    """Ray frees a dead actor's name a little after its death; a living one's is refused."""
+    wrap: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)  # type: ignore[call-overload]
+    remote_class = wrap(worker_class).options(**options)
+    while True:
+        handle = _create(remote_class, seat, arguments)
+        if handle is not None:
+            return handle
+        if deadline.passed or _lives(options["name"]):
+            raise ClusterIdTaken(f"fabric {seat.fabric!r} has a live worker {seat.cluster_id} already")
+        time.sleep(RETRY_S)
+
+
+def _create(remote_class: Any, seat: Seat, arguments: dict[str, Any]) -> ActorHandle[Any] | None:
+    """None while another actor has the name."""
     try:
-        handle: ActorHandle[Any] = remote_class.options(**options).remote(seat, **arguments)
+        handle: ActorHandle[Any] = remote_class.remote(seat, **arguments)
     except ActorAlreadyExistsError:
-        raise ClusterIdTaken(f"fabric {seat.fabric!r} has a worker {seat.cluster_id} already") from None
+        return None
     return handle
+
+
+def _lives(name: str) -> bool:
+    """False only for an actor that is known to be dead."""
+    actor = _find(name)
+    try:
+        return actor is not None and bool(ray.get(actor.ping.remote(), timeout=PATIENCE_S))
+    except GetTimeoutError:
+        return True
+    except RayActorError:
+        return False
 
 
 def _await_starts(
@@ -171,9 +202,7 @@ def find_worker(fabric: str, cluster_id: int) -> ActorHandle[Any]:
 
 def end_fabric(fabric: str, deadline: Deadline) -> int:
     """Kills all actors of the fabric, whoever started them, and frees its placements. Returns how many."""
-    named = [
-        each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE
-    ]
+    named = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
     found = [_find(name) for name in named if belongs(name, fabric)]
     actors = [actor for actor in found if actor is not None]
     for actor in actors:

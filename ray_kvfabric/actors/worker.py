@@ -107,9 +107,7 @@ class CacheWorker:
         """A copy of these blocks of a host tensor; for tests and notebooks, not for serving."""
         return self._tensor(cache_id, tensor_index)[blocks]
 
-    def write_blocks(
-        self, cache_id: int, tensor_index: int, blocks: list[int], values: NDArray[np.generic]
-    ) -> None:
+    def write_blocks(self, cache_id: int, tensor_index: int, blocks: list[int], values: NDArray[np.generic]) -> None:
         """Sets these blocks of a host tensor; for tests and notebooks, not for serving."""
         tensor = self._tensor(cache_id, tensor_index)
         if values.dtype != tensor.dtype:

@@ -75,7 +75,7 @@ class Target:
         )
         self._opened: dict[int, tuple[Cache, Case]] = {}
 
-    def open(self, case: Case, model_id: int, *, foreign: bool) -> Route:
+    def open_cache(self, case: Case, model_id: int, foreign: bool = False) -> Route:
         """A filled cache: allocated by the fabric, or over memory that numpy allocated."""
         key = BlocksCacheKey(self.manager.endpoint.cluster_id, model_id)
         if foreign:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class Spawned:
 
 def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     inner: Any = None
+    logging.getLogger("ray_kvfabric").setLevel(logging.ERROR)  # slow paths are what is looked for here
     try:
         while True:
             method, given = pipe.recv()

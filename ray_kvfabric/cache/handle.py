@@ -48,9 +48,7 @@ class Cache:
         if cache_desc.placement is not Placement.HOST:
             raise ParamInvalid(f"cache_desc.placement must be HOST, got {cache_desc.placement}")
         if len(addrs) != cache_desc.num_tensors:
-            raise ParamInvalid(
-                f"addrs has {len(addrs)} entries, cache_desc.num_tensors is {cache_desc.num_tensors}"
-            )
+            raise ParamInvalid(f"addrs has {len(addrs)} entries, cache_desc.num_tensors is {cache_desc.num_tensors}")
         return cls(CPU_CACHE_ID, cache_desc, addrs, is_blocks_cache=True)
 
     @property

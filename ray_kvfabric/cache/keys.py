@@ -11,9 +11,7 @@ from ray_kvfabric.errors import ParamInvalid
 UNSET_ID = 2**64 - 1  # a req_id or prefix_id of this value means "not set"
 
 
-def _bind(
-    kind: str, names: tuple[str, ...], args: tuple[object, ...], kwargs: dict[str, object]
-) -> dict[str, object]:
+def _bind(kind: str, names: tuple[str, ...], args: tuple[object, ...], kwargs: dict[str, object]) -> dict[str, object]:
     """Arguments by name; a positional wins over its keyword, cluster_id over prompt_cluster_id."""
     if len(args) + len(kwargs) > len(names):
         raise ParamInvalid(f"Unsupported arguments of {kind}: at most {len(names)}, {', '.join(names)}")

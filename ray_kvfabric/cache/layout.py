@@ -38,9 +38,7 @@ def regions_of(desc: CacheDesc, addresses: list[int]) -> tuple[Region, ...]:
     if not 0 < rank <= MAX_RANK:
         raise ParamInvalid(f"shape must have 1 to {MAX_RANK} dimensions, got {rank}")
     if len(addresses) != desc.num_tensors:
-        raise ParamInvalid(
-            f"addrs has {len(addresses)} entries, cache_desc.num_tensors is {desc.num_tensors}"
-        )
+        raise ParamInvalid(f"addrs has {len(addresses)} entries, cache_desc.num_tensors is {desc.num_tensors}")
     if 0 in addresses:
         raise ParamInvalid(f"addrs[{addresses.index(0)}] is 0, not an address")
     block_nbytes = tensor_nbytes(desc) // desc.shape[0]

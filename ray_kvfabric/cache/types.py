@@ -157,9 +157,7 @@ class CacheDesc:
         """Changes one dimension in the caller's own shape; `batch_size` keeps its first value."""
         if not isinstance(self._shape, list):
             raise TypeError("shape must be a list to be updated, got a tuple")
-        self._shape[_checked_dim(dim_index, "dim_index", len(self._shape))] = check_int(
-            dim_value, "int64", "dim_value"
-        )
+        self._shape[_checked_dim(dim_index, "dim_index", len(self._shape))] = check_int(dim_value, "int64", "dim_value")
 
     def __repr__(self) -> str:
         return (

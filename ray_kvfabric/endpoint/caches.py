@@ -39,9 +39,7 @@ class CacheEntry:
 class CacheTable:
     """Ids start at 1 and are never used again. Threads may share it."""
 
-    def __init__(
-        self, pool: HostPool, page: shared_page.SharedPage, copier: Copier, *, emulates_device: bool
-    ) -> None:
+    def __init__(self, pool: HostPool, page: shared_page.SharedPage, copier: Copier, *, emulates_device: bool) -> None:
         self._pool = pool
         self._emulates_device = emulates_device
         self._page = page
@@ -53,17 +51,13 @@ class CacheTable:
     def allocate(self, desc: CacheDesc, model_id: int | None) -> CacheEntry:
         """A blocks cache in memory of its own, within the pool's budget."""
         if self._memory_kind(desc.placement) != "host":
-            raise ParamInvalid(
-                "cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from"
-            )
+            raise ParamInvalid("cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from")
         with self._lock:
             if model_id is not None and self._holder(model_id) is not None:
                 raise ParamInvalid(f"model_id {model_id} already names cache {self._holder(model_id)}")
             cache_id = next(self._ids)
             regions_of(desc, [1] * desc.num_tensors)  # refuses a shape before it costs memory
-            memory, addresses = self._pool.allocate(
-                f"kvfabric-cache-{cache_id}", desc.num_tensors, tensor_nbytes(desc)
-            )
+            memory, addresses = self._pool.allocate(f"kvfabric-cache-{cache_id}", desc.num_tensors, tensor_nbytes(desc))
             try:
                 return self._add(cache_id, desc, addresses, (), memory, model_id, remote_accessible=True)
             except BaseException:
@@ -151,9 +145,7 @@ class CacheTable:
         try:
             return self._entries[cache_id]
         except KeyError:
-            raise CacheNotFound(
-                f"this endpoint has no cache {cache_id}; it was freed or never existed"
-            ) from None
+            raise CacheNotFound(f"this endpoint has no cache {cache_id}; it was freed or never existed") from None
 
     def find_mapped(self, cache_id: int) -> CacheEntry:
         """As `find`, and the first time looks whether bare addresses of the cache are mapped."""
@@ -184,9 +176,7 @@ class CacheTable:
             return None
         self._page.retire_slot(entry.info.slot)
         if entry.memory is None and not self._page.drain_slot(entry.info.slot, deadline.at_ns):
-            raise TransferTimeout(
-                f"cache {cache_id} is still being written by a peer; its memory must not be reused"
-            )
+            raise TransferTimeout(f"cache {cache_id} is still being written by a peer; its memory must not be reused")
         if entry.memory is not None:
             self._pool.free(entry.memory)
         return entry

@@ -17,8 +17,8 @@ from ray_kvfabric.errors import ParamInvalid, PeerLost, StaleIncarnation, StaleR
 from ray_kvfabric.memory.copy import StopWord
 from ray_kvfabric.plan import (
     Blocks,
+    Fit,
     LayerRequest,
-    LayerSpan,
     Plan,
     blocks_fit,
     blocks_refusal,
@@ -71,12 +71,10 @@ class Job:
         order = Order(self.transfer_id, self.deadline.at_ns, stop)
         plan = self._plan(entry, way)
         try:
-            receipt = self._move(entry, way, plan, order)
+            return self._move(entry, way, plan, order)
         except (StaleRoute, StaleIncarnation, PeerLost):
             self.mover.links.forget(way)
             raise
-        self._count(receipt)
-        return receipt
 
     def _move(self, entry: CacheEntry, way: Way, plan: Plan, order: Order) -> Receipt:
         if self.is_pull:
@@ -89,17 +87,14 @@ class Job:
         What depends on the caches and the layers alone is checked once a way; the blocks each time.
         """
         key = (self.cache_id, self.is_pull, self.layers)
-        span = way.spans.get(key)
-        if span is None:
-            span = way.spans[key] = self._fit(entry, way)
-        plan = Plan(span, self.source_blocks, self.target_blocks)
-        source, target = self._sides(entry, way)
-        limits = source.regions[span.source_first].num_blocks, target.regions[span.target_first].num_blocks
-        if not blocks_fit(plan, *limits):
-            raise blocks_refusal(plan, *limits, self._names(way))
-        return plan
+        fit = way.fits.get(key)
+        if fit is None:
+            fit = way.fits[key] = self._fit(entry, way)
+        if not blocks_fit(fit, self.source_blocks, self.target_blocks):
+            raise blocks_refusal(fit, self.source_blocks, self.target_blocks, self._names(way))
+        return Plan(fit.span, self.source_blocks, self.target_blocks)
 
-    def _fit(self, entry: CacheEntry, way: Way) -> LayerSpan:
+    def _fit(self, entry: CacheEntry, way: Way) -> Fit:
         """Both caches may take part, and their layers, blocks and elements have equal sizes."""
         self._check_accessible(entry, way)
         source, target = self._sides(entry, way)
@@ -107,7 +102,7 @@ class Job:
         names = self._names(way)
         _check_element_width(source.data_type, target.data_type, names)
         check_regions(span, source.regions, target.regions, names)
-        return span
+        return Fit(span, source.regions[0].num_blocks, target.regions[0].num_blocks)
 
     def _sides(self, entry: CacheEntry, way: Way) -> tuple[CacheInfo, CacheInfo]:
         """Source, then target."""
@@ -130,10 +125,6 @@ class Job:
         here = f"cache {self.cache_id} of endpoint {self.mover.cluster_id}"
         there = f"cache {way.remote.info.cache_id} of endpoint {self.cluster_id}"
         return (there, here) if self.is_pull else (here, there)
-
-    def _count(self, receipt: Receipt) -> None:
-        verb = "pulled" if self.is_pull else "pushed"
-        self.mover.counters.add_transfer(f"bytes_{verb}/{receipt.transport}", receipt.nbytes)
 
 
 def _check_element_width(source: str, target: str, names: tuple[str, str]) -> None:

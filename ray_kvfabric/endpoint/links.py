@@ -7,11 +7,12 @@ A way that turns out stale is dropped; the next use resolves it anew.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import TransferTimeout
-from ray_kvfabric.plan import LayerRequest, LayerSpan
+from ray_kvfabric.plan import Fit, LayerRequest
 from ray_kvfabric.ports import Directory, PeerCalls
 from ray_kvfabric.route import Route
 from ray_kvfabric.telemetry import Counters
@@ -19,7 +20,7 @@ from ray_kvfabric.transport.base import Link, LocalEnd, RemoteCache, Transport
 from ray_kvfabric.transport.registry import Verdict, choose, judge
 
 WayKey = tuple[int, int]  # cluster_id, model_id
-SpanKey = tuple[int, bool, LayerRequest]  # local cache id, is it the target, layers asked for
+FitKey = tuple[int, bool, LayerRequest]  # local cache id, is it the target, layers asked for
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class Way:
     route: Route
     link: Link
     remote: RemoteCache
-    spans: dict[SpanKey, LayerSpan] = field(default_factory=dict)  # what was checked before
+    fits: dict[FitKey, Fit] = field(default_factory=dict)  # what was checked before
 
 
 class LinkTable:
@@ -71,9 +72,7 @@ class LinkTable:
 
     def _open(self, cluster_id: int, model_id: int, deadline: Deadline) -> Way:
         if not self._opening.acquire(timeout=deadline.remaining_s):
-            raise TransferTimeout(
-                f"another thread is still opening a link; none to endpoint {cluster_id} in time"
-            )
+            raise TransferTimeout(f"another thread is still opening a link; none to endpoint {cluster_id} in time")
         try:
             found = self._ways.get((cluster_id, model_id))
             if found is not None:
@@ -98,9 +97,7 @@ class LinkTable:
         return link
 
     def _warn_if_slow(self, transport: Transport, route: Route) -> None:
-        best = next(
-            (each.name for each in self._transports if each.capabilities.same_host_only), transport.name
-        )
+        best = next((each.name for each in self._transports if each.capabilities.same_host_only), transport.name)
         if transport.name == "process_vm" and best != transport.name:
             self._counters.warn_once(
                 f"slow_path/{transport.name}",
@@ -111,7 +108,20 @@ class LinkTable:
     def _close_dead(self, link: Link) -> None:
         self._ways = {key: way for key, way in self._ways.items() if way.link is not link}
         self._links = {key: each for key, each in self._links.items() if each is not link}
+        self._end(link)
+
+    def _end(self, link: Link) -> None:
+        """Closes a link; what it moved stays counted."""
+        for name, amount in link.totals().items():
+            self._counters.add(name, amount)
         link.close()
+
+    def totals(self) -> dict[str, int]:
+        """What all links moved since the endpoint's start, closed ones too."""
+        totals = Counter(self._counters.snapshot())
+        for link in self.links():
+            totals.update(link.totals())
+        return dict(totals)
 
     def links(self) -> list[Link]:
         return list(self._links.values())
@@ -122,5 +132,5 @@ class LinkTable:
     def close(self) -> None:
         with self._opening:
             for link in self._links.values():
-                link.close()
+                self._end(link)
             self._ways, self._links = {}, {}

@@ -70,9 +70,7 @@ def _check_swap(source: Cache, target: Cache) -> None:
             raise ParamInvalid(f"{field} {cache.cache_id} has no addresses: it was deallocated")
     here, there = source.cache_desc, target.cache_desc
     if here.num_tensors != there.num_tensors:
-        raise ParamInvalid(
-            f"num_tensors differ: src_cache has {here.num_tensors}, dst_cache {there.num_tensors}"
-        )
+        raise ParamInvalid(f"num_tensors differ: src_cache has {here.num_tensors}, dst_cache {there.num_tensors}")
     if here.size // here.batch_size != there.size // there.batch_size:
         raise ParamInvalid(
             f"block sizes differ: src_cache has {here.size // here.batch_size} bytes a block, "

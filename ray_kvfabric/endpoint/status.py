@@ -6,7 +6,6 @@ from ray_kvfabric.endpoint.links import LinkTable
 from ray_kvfabric.endpoint.transfers import TransferTable
 from ray_kvfabric.memory.host_pool import HostPool
 from ray_kvfabric.route import CacheInfo, EndpointInfo
-from ray_kvfabric.telemetry import Counters
 
 
 def describe_endpoint(
@@ -15,7 +14,6 @@ def describe_endpoint(
     links: LinkTable,
     transfers: TransferTable,
     pool: HostPool,
-    counters: Counters,
 ) -> dict[str, object]:
     return {
         "cluster_id": endpoint.cluster_id,
@@ -37,7 +35,7 @@ def describe_endpoint(
         ],
         "transfers": [{"transfer_id": each.transfer_id, "state": each.state} for each in transfers.all()],
         "memory": {"budget_bytes": pool.budget, "used_bytes": pool.used, "huge_pages": pool.huge_pages},
-        "counters": counters.snapshot(),
+        "counters": links.totals(),
     }
 
 

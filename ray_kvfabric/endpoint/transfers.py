@@ -18,7 +18,6 @@ from ray_kvfabric.errors import LLMException, TransferCancelled, TransferTimeout
 from ray_kvfabric.memory.copy import StopWord
 from ray_kvfabric.route import Receipt
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -46,9 +45,7 @@ class Transfer:
         except FutureTimeout as error:
             if isinstance(error, LLMException):
                 raise
-            raise TransferTimeout(
-                f"transfer {self.transfer_id} is still moving after {timeout_s} s"
-            ) from None
+            raise TransferTimeout(f"transfer {self.transfer_id} is still moving after {timeout_s} s") from None
 
     def cancel(self) -> bool:
         """Stops it within 4 MiB; False when it had ended. What was written stays written."""
@@ -102,9 +99,7 @@ class TransferTable:
         """Raises TransferUnknown for an id never seen, or forgotten since."""
         transfer = self._kept.get(transfer_id)
         if transfer is None:
-            raise TransferUnknown(
-                f"transfer {transfer_id} is not known here (outcomes are kept {self._ttl_s:g} s)"
-            )
+            raise TransferUnknown(f"transfer {transfer_id} is not known here (outcomes are kept {self._ttl_s:g} s)")
         return transfer
 
     def _note_end(self, transfer_id: str) -> None:

@@ -112,7 +112,7 @@ def _flat(cache: Cache, tensor: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return array
 
 
-def _source_bytes(cache: Cache) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def source_bytes(cache: Cache) -> np.ndarray[Any, np.dtype[np.uint8]]:
     tensors = [_flat(cache, tensor).copy() for tensor in range(cache.cache_desc.num_tensors)]
     return np.stack(tensors).reshape(len(tensors), cache.cache_desc.shape[0], -1)
 
@@ -127,22 +127,20 @@ class TransportConformance:
         source, target_id = pair.source_cache(), pair.target_cache()
         expected = pair.target_bytes(target_id)
         sources, targets = [3, 4, 5, 20, 0], [7, 8, 9, 0, 23]
-        expected[:, targets] = _source_bytes(source)[:, sources]
+        expected[:, targets] = source_bytes(source)[:, sources]
         pair.manager.push_blocks(KEY, source, sources, targets)
         np.testing.assert_array_equal(pair.target_bytes(target_id), expected)
 
     def test_random_pushes_agree_with_a_numpy_model(self, pair: Pair) -> None:
         source, target_id = pair.source_cache(), pair.target_cache()
-        expected, held = pair.target_bytes(target_id), _source_bytes(source)
+        expected, held = pair.target_bytes(target_id), source_bytes(source)
         random = np.random.default_rng(7)
         for _ in range(40):
             count = int(random.integers(1, SHAPE[0] + 1))
             sources = [int(block) for block in random.integers(0, SHAPE[0], count)]
             targets = [int(block) for block in random.permutation(SHAPE[0])[:count]]
             first, other = (int(layer) for layer in random.integers(0, 2, 2))
-            pair.manager.push_blocks(
-                KEY, source, sources, targets, range(first, first + 2), range(other, other + 2)
-            )
+            pair.manager.push_blocks(KEY, source, sources, targets, range(first, first + 2), range(other, other + 2))
             for tensor in range(4):
                 expected[other * 2 + tensor, targets] = held[first * 2 + tensor, sources]
         np.testing.assert_array_equal(pair.target_bytes(target_id), expected)
@@ -150,14 +148,14 @@ class TransportConformance:
     def test_of_two_writes_to_one_block_the_later_in_the_list_stays(self, pair: Pair) -> None:
         source, target_id = pair.source_cache(), pair.target_cache()
         pair.manager.push_blocks(KEY, source, [1, 2, 3], [5, 5, 5])
-        np.testing.assert_array_equal(pair.target_bytes(target_id)[:, 5], _source_bytes(source)[:, 3])
+        np.testing.assert_array_equal(pair.target_bytes(target_id)[:, 5], source_bytes(source)[:, 3])
 
     def test_a_large_push_is_exact(self, pair: Pair) -> None:
         shape = (64, 256 * 1024)  # 4 tensors of 16 MiB: past the caches, several threads, streaming stores
         source, target_id = pair.source_cache(shape, 4), pair.target_cache(shape, 4)
         order = [int(block) for block in np.random.default_rng(3).permutation(64)]
         pair.manager.push_blocks(KEY, source, list(range(64)), order)
-        landed, held = pair.target_bytes(target_id), _source_bytes(source)
+        landed, held = pair.target_bytes(target_id), source_bytes(source)
         np.testing.assert_array_equal(landed[:, order], held)
 
     def test_a_pull_brings_the_peers_blocks(self, pair: Pair) -> None:
@@ -165,10 +163,10 @@ class TransportConformance:
             pytest.fail("a pair has two endpoints")
         local, target_id = pair.source_cache(), pair.target_cache()
         pair.manager.push_blocks(KEY, local, [1, 2], [8, 9])
-        expected = _source_bytes(local)
+        expected = source_bytes(local)
         expected[:, [20, 21, 3]] = pair.target_bytes(target_id)[:, [8, 9, 0]]
         pair.manager.pull_blocks(KEY, local, [8, 9, 0], [20, 21, 3])
-        np.testing.assert_array_equal(_source_bytes(local), expected)
+        np.testing.assert_array_equal(source_bytes(local), expected)
 
     def test_both_ends_hold_the_same_receipt(self, pair: Pair) -> None:
         source, target_id = pair.source_cache(), pair.target_cache()
@@ -183,9 +181,7 @@ class TransportConformance:
     def test_a_receiver_that_waits_first_is_woken(self, pair: Pair) -> None:
         source, _ = pair.source_cache(), pair.target_cache()
         transfer_id = secrets.token_hex(16)
-        timer = threading.Timer(
-            0.3, lambda: pair.manager.start_push(KEY, source, [1], [1], transfer_id=transfer_id)
-        )
+        timer = threading.Timer(0.3, lambda: pair.manager.start_push(KEY, source, [1], [1], transfer_id=transfer_id))
         timer.start()
         assert pair.target.wait_received(transfer_id, PATIENCE_S).num_blocks == 1
         timer.join()
@@ -250,7 +246,7 @@ class TransportConformance:
         for thread in threads:
             thread.join()
         assert not errors
-        np.testing.assert_array_equal(pair.target_bytes(target_id), _source_bytes(source))
+        np.testing.assert_array_equal(pair.target_bytes(target_id), source_bytes(source))
 
     def test_a_freed_target_is_not_written(self, pair: Pair) -> None:
         source, target_id = pair.source_cache(), pair.target_cache()
@@ -265,7 +261,7 @@ class TransportConformance:
         pair.target.deallocate(old)
         new = pair.target_cache()
         pair.manager.push_blocks(KEY, source, [4], [2])
-        np.testing.assert_array_equal(pair.target_bytes(new)[:, 2], _source_bytes(source)[:, 4])
+        np.testing.assert_array_equal(pair.target_bytes(new)[:, 2], source_bytes(source)[:, 4])
         assert (pair.target_bytes(new)[:, 0] == 0xEE).all()
 
     @pytest.mark.parametrize(

@@ -23,9 +23,7 @@ PATIENCE_S = 60.0
 class LocalPeer:
     """A CacheManager and the commands that a test gives it."""
 
-    def __init__(
-        self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None
-    ) -> None:
+    def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
         self.directory = directory
         self.manager = CacheManager(cluster_id, directory=directory, settings=settings)
 
@@ -69,9 +67,7 @@ class LocalPeer:
 class ChildPeer:
     """A LocalPeer in a child process; what it announces is copied into the parent's directory after each command."""
 
-    def __init__(
-        self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None
-    ) -> None:
+    def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
         self.cluster_id = cluster_id
         self.directory = directory
         context = multiprocessing.get_context("spawn")

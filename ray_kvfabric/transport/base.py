@@ -64,8 +64,6 @@ class Link(ABC):
     def __init__(self, local: LocalEnd, peer: EndpointInfo) -> None:
         self.local = local
         self.peer = peer
-        self.nbytes_pushed = 0
-        self.nbytes_pulled = 0
 
     @abstractmethod
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
@@ -82,6 +80,28 @@ class Link(ABC):
     @abstractmethod
     def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:
         """Reads the peer's blocks into local ones; raises as `push` does."""
+
+    @property
+    @abstractmethod
+    def nbytes_pushed(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def nbytes_pulled(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def num_landed(self) -> int:
+        """Pushes and pulls that ended well."""
+
+    def totals(self) -> dict[str, int]:
+        """Counters of this link, by name."""
+        counted = {
+            f"bytes_pushed/{self.transport}": self.nbytes_pushed,
+            f"bytes_pulled/{self.transport}": self.nbytes_pulled,
+            "transfers_landed": self.num_landed,
+        }
+        return {name: amount for name, amount in counted.items() if amount}
 
     @property
     @abstractmethod
@@ -115,7 +135,5 @@ class Transport(ABC):
         """Why this pair cannot use it for that cache; None when it can. Facts only, no try."""
 
     @abstractmethod
-    def open_link(
-        self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline
-    ) -> Link:
+    def open_link(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline) -> Link:
         """Raises LinkFailed, PeerLost, StaleIncarnation."""

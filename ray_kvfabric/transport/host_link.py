@@ -43,6 +43,9 @@ def same_host_refusal(local: EndpointInfo, peer: EndpointInfo) -> str | None:
     return None
 
 
+BUSY_NAP_NS = 1_000_000  # a cell that is left just before the sleep rings no bell
+
+
 class HostLink(Link):
     """A link whose peer's shared page is mapped here."""
 
@@ -70,15 +73,11 @@ class HostLink(Link):
             )
 
     @abstractmethod
-    def _write(
-        self, source: RegionTable, target: RegionTable, plan: Plan, order: Order
-    ) -> tuple[int, int, int]:
+    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
         """Local to peer. (status, nbytes, digest or errno) as the copy kernel gives it."""
 
     @abstractmethod
-    def _read(
-        self, source: RegionTable, target: RegionTable, plan: Plan, order: Order
-    ) -> tuple[int, int, int]:
+    def _read(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
         """Peer to local."""
 
     def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
@@ -103,7 +102,7 @@ class HostLink(Link):
             self._check_alive()
         finally:
             self._page.leave(self._index, cell)
-        self.nbytes_pulled += nbytes
+        self._page.count_pull(nbytes)
         digest = extra if order.digest else None
         return self._receipt(source, plan, order, started_ns, time.monotonic_ns(), nbytes, digest)
 
@@ -111,14 +110,15 @@ class HostLink(Link):
         """A cell that keeps the peer from freeing the cache under the copy."""
         info = remote.info
         while True:
-            seen = self._page.bell
             cell = self._page.begin(self._index, info.slot, info.generation, self._pidfd)
             if cell >= 0:
                 return cell
             if cell != shared_page.BUSY:
                 raise self._closed_error(cell, remote)
-            if not self._page.sleep(seen, order.deadline_ns):
+            now = time.monotonic_ns()
+            if now >= order.deadline_ns:
                 raise TransferTimeout(f"transfer {order.transfer_id}: every cell of {self!r} stayed in use")
+            self._page.sleep(self._page.bell, min(order.deadline_ns, now + BUSY_NAP_NS))
 
     def _land(
         self,
@@ -150,7 +150,6 @@ class HostLink(Link):
         )
         if landed_ns < 0:
             raise self._cut_short(landed_ns, target)
-        self.nbytes_pushed += nbytes
         return self._receipt(target, plan, order, started_ns, landed_ns, nbytes, digest)
 
     def _receipt(
@@ -183,16 +182,12 @@ class HostLink(Link):
     def _closed_error(self, status: int, remote: RemoteCache) -> LLMException:
         if status == shared_page.PEER_DEAD:
             return PeerLost(f"{self.peer} has died; nothing was moved")
-        return StaleRoute(
-            f"cache {remote.info.cache_id} of {self.peer} is not what it was when the link opened it"
-        )
+        return StaleRoute(f"cache {remote.info.cache_id} of {self.peer} is not what it was when the link opened it")
 
     def _cut_short(self, status: int, remote: RemoteCache) -> LLMException:
         if status == shared_page.PEER_DEAD:
             return PeerLost(f"{self.peer} died while cache {remote.info.cache_id} was being written")
-        return CacheNotFound(
-            f"cache {remote.info.cache_id} of {self.peer} was freed or re-keyed while being written"
-        )
+        return CacheNotFound(f"cache {remote.info.cache_id} of {self.peer} was freed or re-keyed while being written")
 
     def _copy_error(self, status: int, nbytes: int, extra: int, order: Order) -> LLMException:
         where = f"transfer {order.transfer_id} from endpoint {self.local.endpoint.cluster_id} to {self.peer}"
@@ -209,6 +204,18 @@ class HostLink(Link):
     def _check_alive(self) -> None:
         if not self.is_alive:
             raise PeerLost(f"{self.peer} died while it was being read")
+
+    @property
+    def nbytes_pushed(self) -> int:
+        return self._page.nbytes_pushed
+
+    @property
+    def nbytes_pulled(self) -> int:
+        return self._page.nbytes_pulled
+
+    @property
+    def num_landed(self) -> int:
+        return self._page.num_landed
 
     @property
     def is_alive(self) -> bool:

@@ -19,9 +19,7 @@ class LoopbackLink(HostLink):
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
 
-    def _write(
-        self, source: RegionTable, target: RegionTable, plan: Plan, order: Order
-    ) -> tuple[int, int, int]:
+    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
         span = plan.span
         return self.local.copier.copy_blocks(
             source,
@@ -49,7 +47,5 @@ class LoopbackTransport(Transport):
             return f"another process (pid {route.endpoint.pid}, here {os.getpid()})"
         return elsewhere
 
-    def open_link(
-        self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline
-    ) -> Link:
+    def open_link(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline) -> Link:
         return LoopbackLink(local, peer)

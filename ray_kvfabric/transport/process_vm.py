@@ -54,14 +54,10 @@ class ProcessVmLink(HostLink):
         status, _, problem = self._read(there, here, plan, Order("", 0))
         return problem if status else 0
 
-    def _write(
-        self, source: RegionTable, target: RegionTable, plan: Plan, order: Order
-    ) -> tuple[int, int, int]:
+    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
         return self._cross(self.local.copier.write_process, source, target, plan, order)
 
-    def _read(
-        self, source: RegionTable, target: RegionTable, plan: Plan, order: Order
-    ) -> tuple[int, int, int]:
+    def _read(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
         return self._cross(self.local.copier.read_process, source, target, plan, order)
 
     def _cross(
@@ -94,7 +90,5 @@ class ProcessVmTransport(Transport):
     def refusal(self, local: EndpointInfo, route: Route) -> str | None:
         return same_host_refusal(local, route.endpoint)
 
-    def open_link(
-        self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline
-    ) -> Link:
+    def open_link(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline) -> Link:
         return ProcessVmLink(local, peer, peers)

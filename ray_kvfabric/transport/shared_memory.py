@@ -39,9 +39,7 @@ class SharedMemoryLink(LoopbackLink):
             offset = region.base - segment.address
             if offset >= 0 and offset + region.extent <= memory.nbytes:
                 return region._replace(base=memory.address + offset)
-        raise LinkFailed(
-            f"{self.peer} announced a tensor at {region.base:#x} outside the memory that it shares"
-        )
+        raise LinkFailed(f"{self.peer} announced a tensor at {region.base:#x} outside the memory that it shares")
 
 
 class SharedMemoryTransport(Transport):
@@ -53,7 +51,5 @@ class SharedMemoryTransport(Transport):
             return f"cache {route.cache.cache_id} lies in memory that the fabric did not allocate"
         return same_host_refusal(local, route.endpoint)
 
-    def open_link(
-        self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline
-    ) -> Link:
+    def open_link(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline) -> Link:
         return SharedMemoryLink(local, peer)

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
@@ -28,20 +29,16 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """The address of a Ray with eight logical CPUs and two logical NPUs."""
+    """The address of a Ray with two nodes of this host: eight logical CPUs and eight logical NPUs each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    context = ray.init(
-        num_cpus=8,
-        resources={"NPU": 2},
-        object_store_memory=100 * 2**20,
-        include_dashboard=False,
-        namespace="kvfabric",
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield context.address_info["address"]
+    node = {"num_cpus": 8, "object_store_memory": 100 * 2**20, "resources": {"NPU": 8}}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster.add_node(**node)
+    ray.init(address=cluster.address, namespace="kvfabric", logging_level="ERROR", log_to_driver=False)
+    yield cluster.address
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture
@@ -93,11 +90,8 @@ def eventually(condition: Callable[[], bool], within_s: float, what: str) -> Non
 
 def process_of(name_part: str) -> list[psutil.Process]:
     """Processes whose command line holds `name_part`, such as Ray's `ray::SchedulerActor`."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if name_part in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+    everything = psutil.process_iter(["cmdline"])
+    return [process for process in everything if name_part in " ".join(process.info["cmdline"] or [])]
 
 
 def shm_names() -> set[str]:

@@ -39,7 +39,8 @@ def test_each_of_100_launched_pushes_learns_its_true_outcome(fabric, kill_schedu
             kill_scheduler()
         must_fail = number % 5 == 0
         src_block = BLOCKS if must_fail else number % BLOCKS
-        transfers.append(fabric.start_push(BlocksCacheKey(2), source, [src_block], [number % BLOCKS]))
+        # the first opens the link: its time limit is longer than the scheduler is away
+        transfers.append(fabric.start_push(BlocksCacheKey(2), source, [src_block], [number % BLOCKS], timeout_s=30))
 
     outcomes = [_outcome(transfer) for transfer in transfers]
     for number, outcome in enumerate(outcomes):

@@ -13,9 +13,7 @@ from ray_kvfabric import BlocksCacheKey, Cache, CacheDesc, CacheManager, DataTyp
 from ray_kvfabric.config import EndpointSettings
 from ray_kvfabric.testing.directory import DictDirectory
 
-SETTINGS = EndpointSettings.model_validate(
-    {"mem_pool": {"memory_size": "64MiB"}, "sync_kv_timeout_ms": 10_000}
-)
+SETTINGS = EndpointSettings.model_validate({"mem_pool": {"memory_size": "64MiB"}, "sync_kv_timeout_ms": 10_000})
 
 
 @dataclass
@@ -48,9 +46,7 @@ def desc(num_tensors: int = 4, shape: tuple[int, ...] = (8, 16), kind: str = "DT
 
 def content(cache: Cache) -> np.ndarray[Any, Any]:
     """All tensors' bytes, [tensor, block, byte]."""
-    tensors = [
-        cache.numpy(index).copy().reshape(-1).view(np.uint8) for index in range(cache.cache_desc.num_tensors)
-    ]
+    tensors = [cache.numpy(index).copy().reshape(-1).view(np.uint8) for index in range(cache.cache_desc.num_tensors)]
     return np.stack(tensors).reshape(len(tensors), cache.cache_desc.shape[0], -1)
 
 

@@ -42,9 +42,7 @@ def test_ids_start_at_one_and_are_never_used_again(manager: CacheManager) -> Non
 def test_the_budget_is_kept_and_given_back(manager: CacheManager) -> None:
     big = desc(1, (48, 1 << 20), "DT_INT8")
     cache = manager.allocate_blocks_cache(big)
-    with pytest.raises(
-        LLMException, match=r"mem_pool.memory_size is 67108864 with 50331648 in use"
-    ) as caught:
+    with pytest.raises(LLMException, match=r"mem_pool.memory_size is 67108864 with 50331648 in use") as caught:
         manager.allocate_blocks_cache(big)
     assert caught.value.status_code is LLMStatusCode.LLM_OUT_OF_MEMORY
     manager.deallocate_blocks_cache(cache)
@@ -235,9 +233,7 @@ def test_copy_blocks_refuses_what_is_outside(manager: CacheManager, info: Any, k
 
 @pytest.fixture
 def emulating() -> Any:
-    settings = EndpointSettings.model_validate(
-        {"emulated_device": "host", "mem_pool": {"memory_size": "64MiB"}}
-    )
+    settings = EndpointSettings.model_validate({"emulated_device": "host", "mem_pool": {"memory_size": "64MiB"}})
     with CacheManager(1, directory=DictDirectory(), settings=settings) as manager:
         yield manager
 

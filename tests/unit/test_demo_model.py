@@ -67,9 +67,7 @@ def make_cache(config: LlamaConfig, capacity_tokens: int, shuffle_seed: int | No
     return PagedKV(tensors[::2], tensors[1::2], table[:-1])
 
 
-def generate(
-    llama: Llama, tokens: Sequence[int], sampler: Sampler, cache: PagedKV, count: int
-) -> Iterator[int]:
+def generate(llama: Llama, tokens: Sequence[int], sampler: Sampler, cache: PagedKV, count: int) -> Iterator[int]:
     logits = llama.prefill(tokens, cache)
     for position in range(len(tokens), len(tokens) + count):
         token = sampler.pick(logits, position)
@@ -77,9 +75,7 @@ def generate(
         logits = llama.decode(token, position, cache)
 
 
-def text_of(
-    llama: Llama, tokens: Sequence[int], sampler: Sampler, shuffle_seed: int | None = None
-) -> list[int]:
+def text_of(llama: Llama, tokens: Sequence[int], sampler: Sampler, shuffle_seed: int | None = None) -> list[int]:
     cache = make_cache(llama.config, len(tokens) + 24, shuffle_seed)
     return list(generate(llama, tokens, sampler, cache, 24))
 
@@ -242,8 +238,7 @@ def test_random_weights_write_another_text_for_each_prompt(tied: bool) -> None:
     checkpoint = random_checkpoint(config, seed=0)
     prompts = ("Return the length", "Return the name", "Open a file", "Open a file.")
     texts = [
-        tuple(text_of(Llama(checkpoint), checkpoint.text.encode(prompt), Sampler(temperature=0)))
-        for prompt in prompts
+        tuple(text_of(Llama(checkpoint), checkpoint.text.encode(prompt), Sampler(temperature=0))) for prompt in prompts
     ]
     assert len(set(texts)) == len(prompts)
     assert all(len(set(text)) > 4 for text in texts)
@@ -264,9 +259,7 @@ def test_random_weights_need_the_shipped_vocabulary(shipped: Checkpoint) -> None
 # --- model directories
 
 
-def write_directory(
-    directory: Path, raw: dict[str, object], weights: dict[str, Any], shards: int = 1
-) -> Path:
+def write_directory(directory: Path, raw: dict[str, object], weights: dict[str, Any], shards: int = 1) -> Path:
     """Writes torch tensors over `shards` safetensors files, with an index if there is more than one."""
     from safetensors.torch import save_file
 
@@ -382,9 +375,7 @@ def replace(name: str, text: str) -> Callable[[Path], None]:
         (replace("tokenizer.json", "{}"), "tokenizer.json"),
     ],
 )
-def test_loader_names_the_file_it_cannot_read(
-    tmp_path: Path, damage: Callable[[Path], None], named: str
-) -> None:
+def test_loader_names_the_file_it_cannot_read(tmp_path: Path, damage: Callable[[Path], None], named: str) -> None:
     damage(write_directory(tmp_path, TINY, tiny_tensors("float16")))
     with pytest.raises(ConfigError, match=named):
         load_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""push_blocks and pull_blocks refuse what contract.md sections 3 and 12 refuse: class, code, field, and no byte moved."""
+"""What push_blocks and pull_blocks refuse: with which class, code and words, and that no byte moves."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ def test_a_type_error_comes_before_every_refusal(two: Two, caches: tuple[Cache, 
         two.source.push_blocks(BlocksCacheKey(3, 9), caches[0], [0.5], [], tensor_num_per_layer=0)
 
 
-def test_a_freed_source_is_not_found_before_the_link_is_asked_for(
-    two: Two, caches: tuple[Cache, Cache]
-) -> None:
+def test_a_freed_source_is_not_found_before_the_link_is_asked_for(two: Two, caches: tuple[Cache, Cache]) -> None:
     two.source.deallocate_blocks_cache(caches[0])
     with pytest.raises(LLMException, match="cache 1") as caught:
         two.source.push_blocks(BlocksCacheKey(3, 9), caches[0], [0], [0])
@@ -143,9 +141,7 @@ def test_a_target_of_another_form_is_named_with_both_sides(
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_memory_closed_to_remote_access_is_refused(two: Two, caches: tuple[Cache, Cache], side: str) -> None:
     arrays: list[object] = [np.zeros(128, np.uint16) for _ in range(4)]
-    closed = getattr(two, side).register_blocks_cache(
-        desc(), arrays, BlocksCacheKey(0, 5), remote_accessible=False
-    )
+    closed = getattr(two, side).register_blocks_cache(desc(), arrays, BlocksCacheKey(0, 5), remote_accessible=False)
     source, key = (closed, KEY) if side == "source" else (caches[0], BlocksCacheKey(2, 5))
     with pytest.raises(LLMException, match="remote_accessible=False") as caught:
         two.source.push_blocks(key, source, [0], [0])
@@ -204,9 +200,7 @@ def test_a_push_into_oneself_copies_pair_by_pair(two: Two) -> None:
 
 
 @pytest.mark.parametrize("transfer_id", ["", "xyz", "A" * 32, "0" * 31, 5])
-def test_a_transfer_id_is_32_hexadecimal_digits(
-    two: Two, caches: tuple[Cache, Cache], transfer_id: Any
-) -> None:
+def test_a_transfer_id_is_32_hexadecimal_digits(two: Two, caches: tuple[Cache, Cache], transfer_id: Any) -> None:
     with pytest.raises((TypeError, LLMException), match="transfer_id"):
         two.source.start_push(KEY, caches[0], [0], [0], transfer_id=transfer_id)
 

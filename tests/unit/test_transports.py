@@ -31,11 +31,3 @@ class TestProcessVm(TransportConformance):
     @pytest.fixture
     def pair(self) -> Iterator[Pair]:
         yield from child_pair("process_vm", allocates=False)
-
-
-class TestProcessVmIntoFabricMemory(TransportConformance):
-    """Not what the registry would choose, but what a restricted endpoint may be left with."""
-
-    @pytest.fixture
-    def pair(self) -> Iterator[Pair]:
-        yield from child_pair("process_vm")

@@ -1,0 +1,1 @@
+"""The command `kvfabric`; each subcommand is a module that is imported when it is asked for."""

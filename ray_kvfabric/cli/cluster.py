@@ -1,0 +1,40 @@
+"""The running Ray cluster that a subcommand looks into; none of them starts one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.exceptions import RayError
+
+from ray_kvfabric.config import NAMESPACE
+from ray_kvfabric.errors import NotLinked
+
+
+@contextmanager
+def running_cluster(address: str | None) -> Iterator[None]:
+    """Connected to the cluster at `address`, None: the one that runs here. Raises NotLinked when there is none."""
+    if ray.is_initialized():
+        yield
+        return
+    _connect(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    try:
+        ray.init(
+            address=address or "auto", namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        where = f"at {address}" if address else "on this machine"
+        reason = str(error).strip().splitlines()[0] if address and str(error).strip() else ""
+        raise NotLinked(
+            f"no Ray cluster runs {where}; start one with `ray start --head`, or name one with --address"
+            + (f" ({reason})" if reason else "")
+        ) from None

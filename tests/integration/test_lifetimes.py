@@ -1,0 +1,124 @@
+"""Who ends with whom: job fabrics with their driver, detached ones when they are told to; the shipped configs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.util import list_named_actors, placement_group_table
+
+from ray_kvfabric.actors.names import belongs
+from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.config import FabricConfig
+from ray_kvfabric.errors import LLMException, NotLinked
+from ray_kvfabric.fabric import Fabric, down, up
+from ray_kvfabric.route import CacheRef
+from tests.integration.conftest import config, eventually
+
+pytestmark = pytest.mark.ray
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+DRIVER = """
+import json, sys, time
+from ray_kvfabric.config import FabricConfig
+from ray_kvfabric.fabric import Fabric
+address, settings = sys.argv[1:]
+fabric = Fabric.start(FabricConfig.model_validate_json(settings), address=address)
+pids = [member.endpoint.pid for member in fabric.members()] + [fabric.status()["scheduler"]["pid"]]
+print(json.dumps(pids), flush=True)
+time.sleep(600)
+"""
+
+
+def start_and_kill_a_driver(address: str, settings: FabricConfig) -> list[int]:
+    """The processes of the fabric that a driver of its own started before it was killed."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, address, settings.model_dump_json()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with driver:
+        lines = iter(driver.stdout.readline, "")
+        pids = json.loads(next(line for line in lines if line.startswith("[")))
+        os.kill(driver.pid, signal.SIGKILL)
+    return pids
+
+
+def actors_of(fabric: str) -> list[str]:
+    named = list_named_actors(all_namespaces=True)
+    return sorted(each["name"] for each in named if belongs(each["name"], fabric))
+
+
+def placements_of(fabric: str) -> list[dict[str, object]]:
+    rows = placement_group_table().values()
+    return [row for row in rows if belongs(row["name"], fabric) and row["state"] != "REMOVED"]
+
+
+def two_workers(lifetime: str) -> FabricConfig:
+    group = {"name": "all", "first_cluster_id": 1, "count": 2, "num_cpus": 0}
+    return config(lifetime=lifetime, groups=[group])
+
+
+def test_a_job_fabric_is_gone_after_its_driver_was_killed(ray_cluster) -> None:
+    settings = two_workers("job")
+    pids = start_and_kill_a_driver(ray_cluster, settings)
+    eventually(lambda: not actors_of(settings.name), 20, "no actor has its name")
+    eventually(lambda: not any(map(psutil.pid_exists, pids)), 20, "no process of it lives")
+
+
+def test_a_detached_fabric_outlives_its_driver_until_it_is_taken_down(ray_cluster) -> None:
+    settings = two_workers("detached")
+    pids = start_and_kill_a_driver(ray_cluster, settings)
+    with Fabric.connect(settings.name) as visitor:
+        assert visitor.lifetime == "detached"
+        assert [each.endpoint.cluster_id for each in visitor.members()] == [1, 2]
+    assert all(map(psutil.pid_exists, pids))
+    assert down(settings.name) == 3
+    eventually(lambda: not any(map(psutil.pid_exists, pids)), 20, "no process of it lives")
+    assert not actors_of(settings.name)
+    with pytest.raises(NotLinked, match=settings.name):
+        down(settings.name)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_shipped_config_comes_up_as_it_says_and_goes_down(ray_cluster, file) -> None:
+    settings = FabricConfig.from_file(file)
+    fabric = up(settings)
+    try:
+        members = fabric.members()
+        wanted = {group.first_cluster_id + n: group for group in settings.groups for n in range(group.count)}
+        assert [each.endpoint.cluster_id for each in members] == list(wanted)
+        assert all(each.endpoint.role == wanted[each.endpoint.cluster_id].role for each in members)
+        assert all(len(each.caches) == len(wanted[each.endpoint.cluster_id].caches) for each in members)
+        nodes = {each.endpoint.node for each in members}
+        assert settings.placement == "any" or len(nodes) == {"pack": 1, "spread": 2}[settings.placement]
+        keyed = [cluster_id for cluster_id, group in wanted.items() if group.caches]
+        for source, target in zip(keyed, reversed(keyed), strict=True):
+            cache_id = next(iter(members[list(wanted).index(source)].caches))
+            fabric.push_blocks(BlocksCacheKey(target), CacheRef(source, cache_id), [0], [1])
+    finally:
+        assert down(settings.name) == len(wanted) + 1
+    assert not placements_of(settings.name)
+    npus = sum(group.count * group.resources.get("NPU", 0) for group in settings.groups)
+    eventually(lambda: ray.available_resources()["NPU"] == 16, 10, f"{npus} NPUs are free again")
+
+
+def test_workers_that_find_no_room_say_what_they_wanted_and_leave_nothing(fabric) -> None:
+    packed = config(groups=[{"name": "big", "first_cluster_id": 1, "count": 2, "num_cpus": 7}]).groups
+    with pytest.raises(LLMException, match=r"no room to pack .*'CPU': 7.0.*; the cluster has"):
+        fabric.add_workers(*packed, placement="pack", timeout_s=1.0)
+    lunar = config(groups=[{"name": "moon", "first_cluster_id": 1, "resources": {"moon": 1}}]).groups
+    with pytest.raises(LLMException, match=r"no room for worker 1 .*'moon': 1"):
+        fabric.add_workers(*lunar, timeout_s=1.0)
+    assert fabric.members() == []
+    assert actors_of(fabric.name) == [f"kvfabric:{fabric.name}:scheduler"]
+    eventually(lambda: not placements_of(fabric.name), 5, "the placement is free")
