@@ -105,11 +105,7 @@ def wanted_paragraphs(text: str, seen: set[str]) -> Iterator[str]:
     """Paragraphs of mostly words that no document had before, whatever their case, digits and punctuation."""
     for paragraph in re.split(r"\n\s*\n", text):
         stem = re.sub(r"[\W\d_]+", " ", paragraph).strip().lower()
-        if (
-            len(stem) >= max(20, 0.65 * len(paragraph))
-            and stem not in seen
-            and not UNWANTED.search(paragraph)
-        ):
+        if len(stem) >= max(20, 0.65 * len(paragraph)) and stem not in seen and not UNWANTED.search(paragraph):
             seen.add(stem)
             yield paragraph.strip("\n").rstrip()
 
@@ -366,9 +362,7 @@ def write_model(out: Path, model: Decoder, tokenizer: Tokenizer) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, default=12.0, help="time to train (default: 12)")

@@ -103,7 +103,10 @@ cdef extern from "copy_pool.h" nogil:
 
 
 cdef extern from "crc32c.h" nogil:
-    const char *crc32c_name()
+    struct crc32c_way:
+        const char *name
+
+    const crc32c_way *crc32c_best_way()
 
 
 cdef extern from "unistd.h" nogil:
@@ -427,7 +430,7 @@ def cpu_features():
         "implementation": "native",
         "loop": copy_loop_best().name.decode(),
         "loops": loops(),
-        "digest": crc32c_name().decode(),
+        "digest": crc32c_best_way().name.decode(),
         "threads": copy_pool_threads(),
         "stream_nbytes": copy_stream_nbytes,
         "split_nbytes": copy_split_nbytes,

@@ -1,6 +1,5 @@
 #include "crc32c.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 #define POLYNOMIAL 0x82f63b78u /* bit-reflected, as are all registers here: bit 31 is x^0 */
@@ -12,9 +11,13 @@ static const uint32_t of_nibble[16] = {
     0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9, 0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75,
 };
 
-uint32_t crc32c_extend_table(uint32_t crc, const void *data, size_t nbytes)
+static bool runs_everywhere(void)
 {
-    const unsigned char *at = data;
+    return true;
+}
+
+static uint32_t extend_table(uint32_t crc, const unsigned char *at, size_t nbytes)
+{
     for (size_t i = 0; i < nbytes; i++) {
         crc ^= at[i];
         crc = (crc >> 4) ^ of_nibble[crc & 15];
@@ -88,8 +91,8 @@ static bool has_instruction(void)
 /* The instruction takes 3 cycles and starts every cycle, so three lanes run side by side. A lane is long enough
    to hide the two multiplications that join them. */
 enum { LANE = 4096 };
-#define X_TO_LANE 0x35d73a62u     /* x^(8 * LANE) */
-#define X_TO_TWO_LANES 0x28461564u
+#define X_TO_LANE 0x35d73a62u      /* x^(8 * LANE) */
+#define X_TO_TWO_LANES 0x28461564u /* x^(16 * LANE) */
 
 static inline uint64_t word_at(const unsigned char *at)
 {
@@ -125,7 +128,7 @@ CRC_TARGET static uint32_t extend_instruction(uint32_t crc, const unsigned char 
 
 #if defined(__x86_64__)
 #define FOLD_TARGET __attribute__((target("avx512f,avx512vl,vpclmulqdq,sse4.2")))
-enum { FOLD = 256, FOLD_LINES = 4, LINE = 64 };
+enum { FOLD = 256, FOLD_LINES = 4, LINE = 64, LEAST_TO_FOLD = 1024 };
 /* x^(8 * FOLD + 32) and x^(8 * FOLD - 32), each shifted left by one as the product of reflected factors needs. */
 #define FOLD_LOW 0xdcb17aa4
 #define FOLD_HIGH 0xb9e02b86
@@ -143,7 +146,7 @@ FOLD_TARGET static inline __m512i fold_line(__m512i line, __m512i factors, __m51
 }
 
 /* Keeps 256 bytes whose register equals that of all bytes read so far. `nbytes` is a multiple of FOLD, not 0. */
-FOLD_TARGET static uint32_t extend_folding(uint32_t crc, const unsigned char *at, size_t nbytes)
+FOLD_TARGET static uint32_t fold_all(uint32_t crc, const unsigned char *at, size_t nbytes)
 {
     const __m512i factors = _mm512_broadcast_i32x4(_mm_set_epi64x(FOLD_HIGH, FOLD_LOW));
     __m512i lines[FOLD_LINES];
@@ -158,35 +161,47 @@ FOLD_TARGET static uint32_t extend_folding(uint32_t crc, const unsigned char *at
         _mm512_storeu_si512(folded + i * LINE, lines[i]);
     return extend_instruction(0, folded, FOLD);
 }
+
+static uint32_t extend_folding(uint32_t crc, const unsigned char *at, size_t nbytes)
+{
+    size_t folded = nbytes < LEAST_TO_FOLD ? 0 : nbytes - nbytes % FOLD;
+    if (folded)
+        crc = fold_all(crc, at, folded);
+    return extend_instruction(crc, at + folded, nbytes - folded);
+}
 #endif
+
+/* ---- the choice ---- */
+
+static const struct crc32c_way ways[] = {
+#if defined(__x86_64__)
+    {"vpclmulqdq", has_folding, extend_folding},
+#endif
+#ifdef CRC_NAME
+    {CRC_NAME, has_instruction, extend_instruction},
+#endif
+    {"table", runs_everywhere, extend_table},
+};
+
+int crc32c_way_count(void)
+{
+    return (int)(sizeof ways / sizeof ways[0]);
+}
+
+const struct crc32c_way *crc32c_way_at(int index)
+{
+    return &ways[index];
+}
+
+const struct crc32c_way *crc32c_best_way(void)
+{
+    int best = 0;
+    while (!ways[best].runs_here())
+        best++;
+    return &ways[best];
+}
 
 uint32_t crc32c_extend(uint32_t crc, const void *data, size_t nbytes)
 {
-    const unsigned char *at = data;
-#if defined(__x86_64__)
-    if (nbytes >= 4 * FOLD && has_folding()) {
-        size_t folded = nbytes - nbytes % FOLD;
-        crc = extend_folding(crc, at, folded);
-        at += folded;
-        nbytes -= folded;
-    }
-#endif
-#ifdef CRC_NAME
-    if (has_instruction())
-        return extend_instruction(crc, at, nbytes);
-#endif
-    return crc32c_extend_table(crc, at, nbytes);
-}
-
-const char *crc32c_name(void)
-{
-#if defined(__x86_64__)
-    if (has_folding())
-        return "vpclmulqdq";
-#endif
-#ifdef CRC_NAME
-    if (has_instruction())
-        return CRC_NAME;
-#endif
-    return "table";
+    return crc32c_best_way()->extend(crc, data, nbytes);
 }

@@ -2,6 +2,7 @@
 #ifndef KVFABRIC_CRC32C_H
 #define KVFABRIC_CRC32C_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,10 +15,17 @@ uint32_t crc32c_shift(uint32_t crc, uint64_t nbytes);
 /* The published checksum of a message of `nbytes` whose register, begun at 0, ended at `crc`. */
 uint32_t crc32c_finish(uint32_t crc, uint64_t nbytes);
 
-/* What computes it here: "vpclmulqdq", "sse4.2", "armv8" or "table". */
-const char *crc32c_name(void);
+/* The ways to compute it, fastest first; the last, "table", runs everywhere. */
+struct crc32c_way {
+    const char *name; /* "vpclmulqdq", "sse4.2", "armv8" or "table" */
+    bool (*runs_here)(void);
+    uint32_t (*extend)(uint32_t crc, const unsigned char *at, size_t nbytes);
+};
 
-/* The portable way, for comparison in tests. */
-uint32_t crc32c_extend_table(uint32_t crc, const void *data, size_t nbytes);
+int crc32c_way_count(void);
+const struct crc32c_way *crc32c_way_at(int index);
+
+/* The first that runs here; crc32c_extend() uses it. */
+const struct crc32c_way *crc32c_best_way(void);
 
 #endif

@@ -68,9 +68,7 @@ CASES = {
         replace(_LLAMA, name="llama_seq", consecutive=True),
         replace(_MLA, name="mla_rand"),
         replace(_MLA, name="mla_seq", consecutive=True),
-        Case(
-            name="big", num_tensors=1, block_nbytes=MIB, blocks_per_call=256, num_blocks=384, consecutive=True
-        ),
+        Case(name="big", num_tensors=1, block_nbytes=MIB, blocks_per_call=256, num_blocks=384, consecutive=True),
     )
 }
 

@@ -1,6 +1,6 @@
 """The ends of a measured push: managers whose directory is a dictionary filled by hand, no Ray.
 
-    Target   a process's endpoint that is written into; it fills and verifies its own caches
+Target   a process's endpoint that is written into; it fills and verifies its own caches
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class Target:
     """An endpoint that is written into. Its process admits writers that descend from its parent."""
 
     def __init__(self, cluster_id: int) -> None:
-        self.manager = CacheManager(
-            cluster_id, directory=Roads(), settings=settings(), tracer_pid=os.getppid()
-        )
+        self.manager = CacheManager(cluster_id, directory=Roads(), settings=settings(), tracer_pid=os.getppid())
         self._opened: dict[int, tuple[Cache, Case]] = {}
 
     def open_cache(self, case: Case, model_id: int, foreign: bool = False) -> Route:

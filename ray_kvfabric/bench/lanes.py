@@ -1,9 +1,9 @@
 """The contenders of a run. Each prepares a call for given block lists; the call does one copy and says its time.
 
-    push     CacheManager.push_blocks, as a Python caller sees it, completion record included
-    bare_c   the native plain copy, block by block, into the peer's mapped pages
-    limit    one loop of the copy kernel with a number of threads, within one process
-    memcpy   one thread's memcpy of the C library
+push     CacheManager.push_blocks, as a Python caller sees it, completion record included
+bare_c   the native plain copy, block by block, into the peer's mapped pages
+limit    one loop of the copy kernel with a number of threads, within one process
+memcpy   one thread's memcpy of the C library
 """
 
 from __future__ import annotations

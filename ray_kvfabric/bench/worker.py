@@ -1,7 +1,7 @@
 """Worker processes: an object of the child's own, called by the parent one method at a time.
 
-    Local    the same surface over an object of this process
-    Spawned  over an object made in a fresh child, which ends with its parent
+Local    the same surface over an object of this process
+Spawned  over an object made in a fresh child, which ends with its parent
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Protocol
@@ -75,10 +76,8 @@ class Spawned:
         """Lets it close its object, then ends it; idempotent."""
         if self._pipe.closed:
             return
-        try:
+        with suppress(OSError):  # it died before
             self._pipe.send((_LEAVE, ()))
-        except OSError:
-            pass  # it died before
         self._process.join(10.0)
         self._process.kill()
         self._process.join()

@@ -14,10 +14,7 @@ from ray_kvfabric.cli.output import console, note, print_json, table
 from ray_kvfabric.cli.updown import json_option
 from ray_kvfabric.errors import LLMException, LLMStatusCode
 
-COLUMNS = (
-    "case", "contender", "transport", ">MiB", ">GB/s", ">rounds from", ">to", ">x memcpy", ">x limit",
-    ">p50 us", ">p99 us", "verified",
-)  # fmt: skip
+COLUMNS = ("contender", ">GB/s", ">rounds", ">x memcpy", ">x limit", ">p50 us", ">p99 us", "bytes")
 
 
 @click.command()
@@ -43,7 +40,7 @@ def bench(names: tuple[str, ...], rounds: int | None, quick: bool, as_json: bool
         with Console(stderr=True).status("starting two workers") as progress:
             for case in cases:
                 progress.update(f"measuring {case.name}")
-                measured = rows_of(case.name, pair, effort)
+                measured = rows(measure(case, pair, effort))
                 found += measured
                 if as_json:
                     for row in measured:
@@ -51,34 +48,39 @@ def bench(names: tuple[str, ...], rounds: int | None, quick: bool, as_json: bool
     finally:
         pair.close()
     if not as_json:
-        console().print(table("pushes and their limits", COLUMNS, map(_cells, found)))
+        for case in cases:
+            _show([row for row in found if row["case"] == case.name])
     _refuse_wrong(found)
 
 
-def rows_of(name: str, pair: Pair, effort: Effort) -> list[Row]:
-    return rows(measure(CASES[name], pair, effort))
+def _show(found: list[Row]) -> None:
+    first = found[0]
+    title = f"{first['case']}: {_size(first['bytes'])} a call, rounds: {first['rounds']}"
+    console().print(table(title, COLUMNS, map(_cells, found)))
+
+
+def _size(nbytes: object) -> str:
+    return f"{nbytes / 2**20:g} MiB" if isinstance(nbytes, int) and nbytes >= 2**20 else f"{nbytes} bytes"
 
 
 def _cells(row: Row) -> tuple[object, ...]:
-    detail = f" ({row['detail']})" if "detail" in row else ""
+    variant = row["transport"] or row.get("detail")
     return (
-        row["case"],
-        f"{row['contender']}{detail}",
-        row["transport"],
-        f"{row['bytes'] / 2**20:g}" if isinstance(row["bytes"], int) else "",
-        row["gbps"],
-        row["gbps_min"],
-        row["gbps_max"],
-        row["ratio_memcpy"],
-        row["ratio_limit"],
-        row["p50_us"],
-        row["p99_us"],
-        "yes" if row["verified"] else "NO",
+        f"{row['contender']} {variant or ''}",
+        f"{row['gbps']:.4g}",
+        f"{row['gbps_min']:.3g}-{row['gbps_max']:.3g}",
+        f"{row['ratio_memcpy']:.2f}",
+        f"{row['ratio_limit']:.2f}",
+        f"{row['p50_us']:.1f}",
+        f"{row['p99_us']:.1f}",
+        "right" if row["verified"] else "WRONG",
     )
 
 
 def _refuse_wrong(found: list[Row]) -> None:
     """Raises for bytes that did not arrive as they were sent."""
-    wrong = [f"{row['case']} by {row['transport'] or row['contender']}: {row['wrong']}" for row in found if "wrong" in row]
+    wrong = [
+        f"{row['case']} by {row['transport'] or row['contender']}: {row['wrong']}" for row in found if "wrong" in row
+    ]
     if wrong:
         raise LLMException(f"wrong bytes: {'; '.join(wrong)}", status_code=LLMStatusCode.LLM_FAILED)

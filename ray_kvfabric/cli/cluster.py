@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -26,11 +27,18 @@ def running_cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def describe_cluster(address: str | None) -> str:
+    """Nodes and resources in a few words. Raises NotLinked."""
+    with running_cluster(address):
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    totals = [f"{kind} {sum(each.get(kind, 0) for each in alive):g}" for kind in ("CPU", "GPU", "NPU")]
+    return f"{len(alive)} nodes, {', '.join(totals)}"
+
+
 def _connect(address: str | None) -> None:
     try:
-        ray.init(
-            address=address or "auto", namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False
-        )
+        ray.init(address=address or "auto", namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         where = f"at {address}" if address else "on this machine"
         reason = str(error).strip().splitlines()[0] if address and str(error).strip() else ""

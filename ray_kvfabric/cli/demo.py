@@ -16,7 +16,6 @@ from ray_kvfabric.demo.request import ModelChoice, Request
 from ray_kvfabric.demo.run import run
 from ray_kvfabric.demo.summary import summarize
 from ray_kvfabric.demo.timeline import draw, require_matplotlib
-from ray_kvfabric.errors import FabricError
 
 _AT_LEAST_1 = click.IntRange(min=1)
 _SIZES = {
@@ -69,21 +68,18 @@ def demo(as_json: bool, plot: Path | None, address: str | None, **options: Any) 
     One actor prefills PROMPT and pushes its KV blocks, layer by layer, into the other's cache; that one writes what
     follows. Exits with 1 when the text differs from a single process's.
     """
-    try:
-        if plot is not None:
-            require_matplotlib()
-        prompt = _prompt(options["prompt"], options["prompt_file"])
-        model = _model(options)
-        text = model.text()
-        request = _request(tuple(text.encode(prompt)), options)
-        screen = Screen(Console(stderr=as_json), text, prompt)
-        outcome = run(model, request, screen, address)
-        summary = summarize(outcome, screen.text)
-        screen.finish(summary)
-        if plot is not None:
-            draw(outcome, summary, plot)
-    except FabricError as error:
-        raise click.ClickException(str(error)) from error
+    if plot is not None:
+        require_matplotlib()
+    prompt = _prompt(options["prompt"], options["prompt_file"])
+    model = _model(options)
+    text = model.text()
+    request = _request(tuple(text.encode(prompt)), options)
+    screen = Screen(Console(stderr=as_json), text, prompt)
+    outcome = run(model, request, screen, address)
+    summary = summarize(outcome, screen.text)
+    screen.finish(summary)
+    if plot is not None:
+        draw(outcome, summary, plot)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     if not summary.tokens_match:

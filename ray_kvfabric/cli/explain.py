@@ -18,7 +18,7 @@ from ray_kvfabric.transport.registry import Verdict, create, judge, names
 @click.command()
 @click.argument("cluster_id", type=click.IntRange(0, 2**64 - 1))
 @click.option("--model-id", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
-@click.option("--from", "source_id", type=click.IntRange(0, 2**64 - 1), help="The pushing endpoint; left out: each one.")
+@click.option("--from", "source_id", type=click.IntRange(0, 2**64 - 1), help="The pushing endpoint; without it, each.")
 @click.option("--name", default="default", show_default=True, help="Of the fabric.")
 @address_option
 @json_option

@@ -6,8 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
+
+PLAIN_WIDTH = 120  # columns, where stdout is no terminal
 
 
 def print_json(value: object) -> None:
@@ -21,12 +24,13 @@ def note(text: str) -> None:
 
 def console() -> Console:
     """Of stdout as it is now; plain text where it is no terminal."""
-    return Console(soft_wrap=False, highlight=False)
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Columns whose name ends in a unit or a count are right-aligned: mark them with a leading '>'."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    """A column whose name begins with '>' is right-aligned."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for column in columns:
         made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     for row in rows:

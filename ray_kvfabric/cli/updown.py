@@ -28,8 +28,8 @@ def up(file: str, address: str | None, as_json: bool) -> None:
         print_json({"fabric": config.name, "lifetime": "detached", "endpoints": ids})
         return
     rows = [
-        (member.endpoint.cluster_id, member.endpoint.role, member.endpoint.pid, member.endpoint.node[:12], len(member.caches))
-        for member in members
+        (each.endpoint.cluster_id, each.endpoint.role, each.endpoint.pid, each.endpoint.node[:12], len(each.caches))
+        for each in members
     ]
     console().print(table(f"fabric {config.name}: up", (">endpoint", "role", ">pid", "node", ">caches"), rows))
     click.echo(f"kvfabric down {config.name}  ends it")

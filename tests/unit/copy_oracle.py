@@ -6,13 +6,20 @@ outside the listed blocks is a guard byte.
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ray_kvfabric.memory import copy
+
 Bytes = NDArray[np.uint8]
+KERNELS: dict[str, Any] = {name: copy.load(name) for name in copy.available()}
 
 
 class Shape(NamedTuple):
@@ -76,6 +83,15 @@ def bitwise_crc32c(message: bytes) -> int:
     return register ^ 0xFFFFFFFF
 
 
+def one_pair(sources: Shape, targets: Shape, source_blocks: list[int], target_blocks: list[int]) -> Case:
+    return Case([sources], [targets], source_blocks, target_blocks, 0, 0, 1)
+
+
+def large(nbytes: int) -> Case:
+    """One block of `nbytes`, neither end of it on a cache line."""
+    return one_pair(Shape(3, 1, nbytes, nbytes), Shape(nbytes + 77, 1, nbytes, nbytes), [0], [0])
+
+
 def arguments(kernel: Any, case: Case, arena: Bytes) -> tuple[Any, ...]:
     """The positional arguments of `copy_blocks` for this case in this arena."""
 
@@ -132,3 +148,27 @@ def block_pairs(draw: st.DrawFn, num_blocks: int) -> list[tuple[int, int]]:
     for i, j, length in draw(st.lists(st.tuples(block, block, st.integers(1, 4)), max_size=5)):
         pairs += [(i + k, j + k) for k in range(length) if max(i, j) + k < num_blocks]
     return pairs
+
+
+def every_text(act: Callable[[Any], object], error: type[Exception]) -> str:
+    """What all kernels say alike when they refuse."""
+    texts = set()
+    for kernel in KERNELS.values():
+        with pytest.raises(error) as caught:
+            act(kernel)
+        assert type(caught.value) is error
+        texts.add(str(caught.value))
+    assert len(texts) == 1, texts
+    return texts.pop()
+
+
+def waited(child: int, seconds: float = 10) -> int:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    pytest.fail("the child hangs")

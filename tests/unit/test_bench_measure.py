@@ -1,0 +1,163 @@
+"""The benchmark's logic: what it draws, verifies and computes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from ray_kvfabric.bench.cases import CASES, Case, select
+from ray_kvfabric.bench.endpoints import Target
+from ray_kvfabric.bench.lanes import LaneKey
+from ray_kvfabric.bench.measure import QUICK, Pair, measure
+from ray_kvfabric.bench.rows import Measured, rows
+from ray_kvfabric.bench.source import TARGET_ID, Source
+from ray_kvfabric.bench.statistics import Figures, percentile, speed_ratio
+from ray_kvfabric.bench.worker import Local, Spawned
+from ray_kvfabric.errors import ConfigError, FabricError, PeerLost
+from ray_kvfabric.transport.loopback import LoopbackLink
+from ray_kvfabric.transport.process_vm import ProcessVmLink
+from ray_kvfabric.transport.shared_memory import SharedMemoryLink
+
+pytestmark = pytest.mark.native
+
+TINY = Case(name="tiny", num_tensors=3, block_nbytes=4096, blocks_per_call=2, num_blocks=8)
+LARGE = Case(name="large", num_tensors=8, block_nbytes=32768, blocks_per_call=8, num_blocks=16)
+EFFORT = QUICK._replace(rounds=2, small_reps=5, large_reps=2, memcpy_nbytes=1 << 20, shrink=False)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A source in this process, so that a test can reach into it, and a target in another."""
+    made = Pair(Local(Source()), Spawned("target", Target, TARGET_ID))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("case", [TINY, LARGE], ids=lambda case: case.name)
+def test_a_case_is_measured_and_verified(pair: Pair, case: Case) -> None:
+    found = rows(measure(case, pair, EFFORT))
+    lanes = [(row["contender"], row["transport"]) for row in found]
+    ours = [("kvfabric", transport) for transport in ("shared_memory", "process_vm", "loopback")]
+    assert lanes == [*ours, ("bare_c" if case.is_small else "limit", None), ("memcpy", None)]
+    assert all(row["verified"] for row in found)
+    assert all(row["reps"] == 2 * EFFORT.reps(case) for row in found)
+    assert [("overhead_us" in row) for row in found] == [case.is_small] * 3 + [False, False]
+
+
+@pytest.mark.parametrize(
+    ("link", "transport"),
+    [(SharedMemoryLink, "shared_memory"), (ProcessVmLink, "process_vm"), (LoopbackLink, "loopback")],
+)
+def test_one_corrupted_byte_is_noticed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, link: type[LoopbackLink], transport: str
+) -> None:
+    """Each push is followed by one that moves a wrong block of the last tensor into its last target block."""
+    honest = link._write
+
+    def corrupting(self: Any, source: Any, target: Any, plan: Any, order: Any) -> tuple[int, int, int]:
+        answer = honest(self, source, target, plan, order)
+        if self.transport == transport:
+            _damage(self, source, target, plan)
+        return answer
+
+    def _damage(self: Any, source: Any, target: Any, plan: Any) -> None:
+        byte = (ctypes.c_ubyte * 1)(0x5A)
+        copier = self.local.copier
+        base, _, nbytes, stride = target[len(target) - 1]
+        there = copier.RegionTable([(base + list(plan.target_blocks)[-1] * stride + nbytes - 1, 1, 1, 1)])
+        here = copier.RegionTable([(ctypes.addressof(byte), 1, 1, 1)], owner=byte)
+        first = copier.BlockList([0], "damage")
+        if transport == "process_vm":
+            copier.write_process(self.peer.pid, here, there, 0, 0, 1, first, first)
+        else:
+            copier.copy_blocks(here, there, 0, 0, 1, first, first)
+
+    monkeypatch.setattr(link, "_write", corrupting)
+    found = rows(measure(TINY, pair, EFFORT))
+    wrong = {row["transport"] for row in found if row["contender"] == "kvfabric" and not row["verified"]}
+    assert wrong == {transport}
+    problem = next(row["wrong"] for row in found if row["transport"] == transport)
+    assert "tensor 2, block" in str(problem)
+
+
+def test_a_written_block_outside_the_lists_is_noticed(pair: Pair) -> None:
+    pair.target.call("open_cache", TINY, 0)
+    untouched: list[int | None] = [None] * TINY.num_blocks
+    assert pair.target.call("first_wrong", 0, untouched) is None
+    untouched[3] = 3
+    assert "block 3 (from source block 3)" in pair.target.call("first_wrong", 0, untouched)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_lists_differ_from_call_to_call_and_fit(name: str) -> None:
+    case, random = CASES[name], Random(1)
+    drawn = [case.draw(random) for _ in range(8)]
+    assert len({str(lists) for lists in drawn}) == 8
+    for blocks in (side for lists in drawn for side in lists):
+        assert len(set(blocks)) == case.blocks_per_call
+        assert set(blocks) <= set(range(case.num_blocks))
+        if case.consecutive:
+            assert blocks == list(range(blocks[0], blocks[0] + len(blocks)))
+
+
+def test_cases_move_what_the_table_says() -> None:
+    sizes = {name: case.nbytes / 2**20 for name, case in CASES.items()}
+    assert sizes == {
+        "small": 1 / 16,
+        "llama_rand": 128,
+        "llama_seq": 128,
+        "mla_rand": 274.5,
+        "mla_seq": 274.5,
+        "big": 256,
+    }
+
+
+def test_an_unknown_case_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no case 'huge'; the cases are small, llama_rand.*big"):
+        select(("small", "huge"))
+
+
+def test_percentiles_lie_between_samples() -> None:
+    assert percentile([4, 1, 3, 2], 50) == 2.5
+    assert percentile([7], 99) == 7
+    assert percentile(list(range(101)), 99) == 99
+
+
+def test_ratios_compare_rounds_of_the_same_time() -> None:
+    ours = Figures(LaneKey("kvfabric", "x"), 100, [[10, 10], [40, 40], [30, 30]])
+    other = Figures(LaneKey("memcpy"), 200, [[40, 40], [80, 80], [90, 90]])
+    ratio = speed_ratio(ours, other)
+    assert (ratio.middle, ratio.lowest, ratio.highest) == (1.5, 1.0, 2.0)
+    assert ours.gbps.highest == 10
+
+
+def test_the_fastest_loop_is_the_limit() -> None:
+    slow = Figures(LaneKey("limit", detail="plain x 1"), LARGE.nbytes, [[400]])
+    fast = Figures(LaneKey("limit", detail="wide x 2"), LARGE.nbytes, [[200]])
+    ours = Figures(LaneKey("kvfabric", "shared_memory"), LARGE.nbytes, [[250]])
+    memcpy = Figures(LaneKey("memcpy"), LARGE.nbytes, [[100]])
+    found = rows(Measured(LARGE, [slow, ours, fast, memcpy], {}))
+    assert [row.get("detail") for row in found] == [None, "wide x 2", None]
+    assert found[0]["ratio_limit"] == 0.8
+
+
+class _Faulty:
+    def divide(self, by: int) -> float:
+        return 1 / by
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_a_worker_passes_errors_on_and_its_death() -> None:
+    with Spawned("faulty", _Faulty) as worker:
+        assert worker.call("divide", 2) == 0.5
+        with pytest.raises(FabricError, match="ZeroDivisionError in process"):
+            worker.call("divide", 0)
+        worker._process.kill()
+        with pytest.raises(PeerLost, match="worker 'faulty' died"):
+            worker.call("divide", 1)
