@@ -147,7 +147,7 @@ def _start_worker(
     arguments: dict[str, Any],
     deadline: Deadline,
 ) -> ActorHandle[Any]:
-    """Ray frees a dead actor's name a little after its death; a living one's is refused."""
+    """Takes the name of a dead worker over. Raises ClusterIdTaken for a living one."""
     wrap: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)  # type: ignore[call-overload]
     remote_class = wrap(worker_class).options(**options)
     while True:
@@ -169,14 +169,21 @@ def _create(remote_class: Any, seat: Seat, arguments: dict[str, Any]) -> ActorHa
 
 
 def _lives(name: str) -> bool:
-    """False only for an actor that is known to be dead."""
+    """False only for an actor that is known to be dead; its name is then freed.
+
+    Ray leaves the name with a dead actor for as long as its creator keeps a handle.
+    """
     actor = _find(name)
-    try:
-        return actor is not None and bool(ray.get(actor.ping.remote(), timeout=PATIENCE_S))
-    except GetTimeoutError:
-        return True
-    except RayActorError:
+    if actor is None:
         return False
+    try:
+        ray.get(actor.ping.remote(), timeout=PATIENCE_S)
+    except RayActorError:
+        ray.kill(actor)
+        return False
+    except GetTimeoutError:
+        pass
+    return True
 
 
 def _await_starts(

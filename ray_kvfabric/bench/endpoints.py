@@ -94,11 +94,5 @@ class Target:
         cache, case = self._opened[model_id]
         return first_wrong(cache, case, held)
 
-    def release(self) -> None:
-        """Frees every cache."""
-        for cache, _ in self._opened.values():
-            self.manager.unregister_cache(cache.cache_id)
-        self._opened.clear()
-
     def close(self) -> None:
         self.manager.close()

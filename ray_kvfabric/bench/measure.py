@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Any, NamedTuple, Protocol
 
 from ray_kvfabric.bench.cases import MIB, Case
 from ray_kvfabric.bench.endpoints import Target
@@ -22,7 +24,7 @@ class Effort(NamedTuple):
     small_reps: int = 3000
     memcpy_nbytes: int = 256 * MIB
     shrink: bool = False
-    case_s: float = 24.0
+    case_s: float = 22.0
 
     def reps(self, case: Case) -> int:
         return self.small_reps if case.is_small else self.large_reps
@@ -31,42 +33,43 @@ class Effort(NamedTuple):
 QUICK = Effort(rounds=1, large_reps=3, small_reps=300, memcpy_nbytes=32 * MIB, shrink=True)
 
 
-class Pair(NamedTuple):
-    """The two worker processes."""
+class Spawn(Protocol):
+    """Makes a worker: `Spawned`, or what a test puts in its place."""
 
+    def __call__(self, name: str, make: Callable[..., Any], *arguments: object) -> Worker: ...
+
+
+class Pair(NamedTuple):
     source: Worker
     target: Worker
 
-    @classmethod
-    def spawn(cls) -> Pair:
-        return cls(Spawned("source", Source), Spawned("target", Target, TARGET_ID))
 
-    def close(self) -> None:
-        self.source.close()
-        self.target.close()
+def measure(case: Case, effort: Effort, spawn: Spawn = Spawned) -> Measured:
+    """First calls, then rounds; all bytes of every target are compared after the first and after each round.
 
-
-def measure(case: Case, pair: Pair, effort: Effort) -> Measured:
-    """First calls, then rounds; all bytes of every target are compared after the first and after each round."""
+    Both workers are new: nothing of an earlier case lies in their memory.
+    """
     case = case.shrunk() if effort.shrink else case
-    source, target = pair
-    until = time.monotonic() + effort.case_s
-    try:
+    with ExitStack() as stack:
+        target = stack.enter_context(closing(spawn("target", Target, TARGET_ID)))
         routes = [target.call("open_cache", case, model_id, model_id == FOREIGN) for model_id in (SHARED, FOREIGN)]
-        source.call("open", case, *routes, effort.memcpy_nbytes)
-        source.call("first_calls", 0)
-        wrong = _verify(pair)
-        rounds: list[Samples] = []
-        for number in range(1, effort.rounds + 1):
-            rounds.append(source.call("round", effort.reps(case), number))
-            wrong = {key: wrong[key] or found for key, found in _verify(pair).items()}
-            if time.monotonic() > until:
-                break
+        source = stack.enter_context(closing(spawn("source", Source, case, *routes, effort.memcpy_nbytes)))
+        rounds, wrong = _run(case, Pair(source, target), effort)
         yard_nbytes = source.call("yard_nbytes")
-    finally:
-        source.call("release")
-        target.call("release")
     return Measured(case, [_figures(key, case, yard_nbytes, rounds) for key in rounds[0]], wrong)
+
+
+def _run(case: Case, pair: Pair, effort: Effort) -> tuple[list[Samples], dict[LaneKey, str | None]]:
+    until = time.monotonic() + effort.case_s
+    pair.source.call("first_calls", 0)
+    wrong = _verify(pair)
+    rounds: list[Samples] = []
+    for number in range(1, effort.rounds + 1):
+        rounds.append(pair.source.call("round", effort.reps(case), number))
+        wrong = {key: wrong[key] or found for key, found in _verify(pair).items()}
+        if time.monotonic() > until:
+            break
+    return rounds, wrong
 
 
 def _figures(key: LaneKey, case: Case, yard_nbytes: int, rounds: list[Samples]) -> Figures:

@@ -25,10 +25,9 @@ Samples = dict[LaneKey, list[int]]
 
 
 class Source:
-    """One case at a time: open, first_calls, rounds, release."""
+    """One case. A filled source cache, and lanes to the peer's two caches, to this process and beside them."""
 
-    def open(self, case: Case, shared: Route, foreign: Route, yard_nbytes: int) -> None:
-        """Fills a source cache and makes the lanes to the peer's two caches, to this process and beside."""
+    def __init__(self, case: Case, shared: Route, foreign: Route, yard_nbytes: int) -> None:
         self._case = case
         roads = Roads()
         self._manager = CacheManager(SOURCE_ID, directory=roads, settings=settings())
@@ -112,16 +111,10 @@ class Source:
     def yard_nbytes(self) -> int:
         return self._memcpy.nbytes
 
-    def release(self) -> None:
-        """Gives the case's memory back."""
-        if hasattr(self, "_manager"):
-            self._manager.close()
-            self._local.close()
-            self._memcpy.close()
-            self.__dict__.clear()
-            gc.collect()
-
-    close = release
+    def close(self) -> None:
+        self._manager.close()
+        self._local.close()
+        self._memcpy.close()
 
 
 def _table(copier: Copier, cache: CacheInfo) -> RegionTable:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import click
 from rich.console import Console
 
 from ray_kvfabric.bench.cases import CASES, select
-from ray_kvfabric.bench.measure import QUICK, Effort, Pair, measure
+from ray_kvfabric.bench.measure import QUICK, Effort, measure
 from ray_kvfabric.bench.rows import Row, rows
-from ray_kvfabric.cli.output import console, note, print_json, table
+from ray_kvfabric.cli.output import console, print_json, table
 from ray_kvfabric.cli.updown import json_option
 from ray_kvfabric.errors import LLMException, LLMStatusCode
 
@@ -32,21 +30,14 @@ def bench(names: tuple[str, ...], rounds: int | None, quick: bool, as_json: bool
     effort = QUICK if quick else Effort()
     if rounds is not None:
         effort = effort._replace(rounds=rounds, case_s=float("inf"))
-    if find_spec("nixl") is None:
-        note("contender nixl: not installed (the extra ray-kvfabric[nixl]); no rows")
-    pair = Pair.spawn()
     found: list[Row] = []
-    try:
-        with Console(stderr=True).status("starting two workers") as progress:
-            for case in cases:
-                progress.update(f"measuring {case.name}")
-                measured = rows(measure(case, pair, effort))
-                found += measured
-                if as_json:
-                    for row in measured:
-                        print_json(row)
-    finally:
-        pair.close()
+    with Console(stderr=True).status("") as progress:
+        for case in cases:
+            progress.update(f"measuring {case.name}")
+            measured = rows(measure(case, effort))
+            found += measured
+            for row in measured if as_json else ():
+                print_json(row)
     if not as_json:
         for case in cases:
             _show([row for row in found if row["case"] == case.name])

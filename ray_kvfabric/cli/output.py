@@ -18,10 +18,6 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value))
 
 
-def note(text: str) -> None:
-    click.secho(f"kvfabric: {text}", fg="yellow", err=True)
-
-
 def console() -> Console:
     """Of stdout as it is now; plain text where it is no terminal."""
     found = Console(highlight=False)

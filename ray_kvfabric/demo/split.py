@@ -111,7 +111,7 @@ class DecodeWorker(ModelWorker):
     def decode(self, request: Request) -> Iterator[LayerReceived | TokenWritten]:
         """Sleeps until all layers have landed, then decodes; each event is yielded when it happens."""
         for layer in range(self.num_layers()):
-            pass
+            self.manager.wait_received(request.transfer_id(layer), request.timeout_s)
             yield LayerReceived(layer, time.monotonic_ns())
         sampler = request.sampler(self.llama.config)
         for token in continuation(self.llama, request.tokens, self.kv, sampler, request.max_new_tokens):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,20 +82,19 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _read_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     try:
-        entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        entries = dict(safetensors.deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    for name, entry in entries:
-        if name in shapes and tuple(entry["shape"]) != shapes[name]:
-            raise ConfigError(f"tensor {name} has shape {tuple(entry['shape'])}, not {shapes[name]}")
-    return {
-        name: _as_float32(name, entry["dtype"], entry["data"]).reshape(entry["shape"])
-        for name, entry in entries
-        if name in shapes
-    }
+    return {name: _as_float32(name, entries[name], shapes[name]) for name in shapes if name in entries}
 
 
-def _as_float32(name: str, dtype: str, data: bytes) -> Array:
+def _as_float32(name: str, entry: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
+    if tuple(entry["shape"]) != shape:
+        raise ConfigError(f"tensor {name} has shape {tuple(entry['shape'])}, not {shape}")
+    return _decode(name, entry["dtype"], entry["data"]).reshape(shape)
+
+
+def _decode(name: str, dtype: str, data: bytes) -> Array:
     if dtype == "F32":
         return np.frombuffer(data, "<f4").astype(np.float32)
     if dtype == "F16":

@@ -44,10 +44,10 @@ def test_a_dead_target_is_a_typed_error_and_leaves_nothing(fabric, trio) -> None
     in_shm, source_pid, target_pid = shm_names(), pid_of(fabric, 1), pid_of(fabric, 2)
     linked = mapped_memfds(source_pid)
     os.kill(target_pid, signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(target_pid), 10, "the process is gone")
 
     with pytest.raises((PeerLost, NotLinked)):
         fabric.push_blocks(BlocksCacheKey(2), source, [0], [0])
-    eventually(lambda: not psutil.pid_exists(target_pid), 10, "the process is gone")
     eventually(lambda: [each.endpoint.cluster_id for each in fabric.members()] == [1, 3], 5, "2 is forgotten")
     with pytest.raises(NotLinked, match="cluster_id 2; known: 1, 3"):
         fabric.push_blocks(BlocksCacheKey(2), source, [0], [0])
@@ -80,7 +80,9 @@ def push_for_ever(manager, cache) -> None:
 
 def test_a_dead_source_is_lost_to_who_waits_for_it_and_its_name_can_be_taken(fabric, trio) -> None:
     source, target, _ = trio
-    os.kill(pid_of(fabric, 1), signal.SIGKILL)
+    source_pid = pid_of(fabric, 1)
+    os.kill(source_pid, signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(source_pid), 10, "the process is gone")
     with pytest.raises((PeerLost, NotLinked)):
         fabric.push_blocks(BlocksCacheKey(2), source, [0], [0])
     eventually(lambda: [each.endpoint.cluster_id for each in fabric.members()] == [2, 3], 5, "1 is forgotten")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -12,11 +12,11 @@ import pytest
 from ray_kvfabric.bench.cases import CASES, Case, select
 from ray_kvfabric.bench.endpoints import Target
 from ray_kvfabric.bench.lanes import LaneKey
-from ray_kvfabric.bench.measure import QUICK, Pair, measure
+from ray_kvfabric.bench.measure import QUICK, measure
 from ray_kvfabric.bench.rows import Measured, rows
 from ray_kvfabric.bench.source import TARGET_ID, Source
 from ray_kvfabric.bench.statistics import Figures, percentile, speed_ratio
-from ray_kvfabric.bench.worker import Local, Spawned
+from ray_kvfabric.bench.worker import Local, Spawned, Worker
 from ray_kvfabric.errors import ConfigError, FabricError, PeerLost
 from ray_kvfabric.transport.loopback import LoopbackLink
 from ray_kvfabric.transport.process_vm import ProcessVmLink
@@ -29,17 +29,14 @@ LARGE = Case(name="large", num_tensors=8, block_nbytes=32768, blocks_per_call=8,
 EFFORT = QUICK._replace(rounds=2, small_reps=5, large_reps=2, memcpy_nbytes=1 << 20, shrink=False)
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A source in this process, so that a test can reach into it, and a target in another."""
-    made = Pair(Local(Source()), Spawned("target", Target, TARGET_ID))
-    yield made
-    made.close()
+def spawn(name: str, make: Callable[..., Any], *arguments: object) -> Worker:
+    """The source in this process, so that a test can reach into it; the target in another."""
+    return Local(make(*arguments)) if make is Source else Spawned(name, make, *arguments)
 
 
 @pytest.mark.parametrize("case", [TINY, LARGE], ids=lambda case: case.name)
-def test_a_case_is_measured_and_verified(pair: Pair, case: Case) -> None:
-    found = rows(measure(case, pair, EFFORT))
+def test_a_case_is_measured_and_verified(case: Case) -> None:
+    found = rows(measure(case, EFFORT, spawn))
     lanes = [(row["contender"], row["transport"]) for row in found]
     ours = [("kvfabric", transport) for transport in ("shared_memory", "process_vm", "loopback")]
     assert lanes == [*ours, ("bare_c" if case.is_small else "limit", None), ("memcpy", None)]
@@ -53,7 +50,7 @@ def test_a_case_is_measured_and_verified(pair: Pair, case: Case) -> None:
     [(SharedMemoryLink, "shared_memory"), (ProcessVmLink, "process_vm"), (LoopbackLink, "loopback")],
 )
 def test_one_corrupted_byte_is_noticed(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, link: type[LoopbackLink], transport: str
+    monkeypatch: pytest.MonkeyPatch, link: type[LoopbackLink], transport: str
 ) -> None:
     """Each push is followed by one that moves a wrong block of the last tensor into its last target block."""
     honest = link._write
@@ -77,19 +74,20 @@ def test_one_corrupted_byte_is_noticed(
             copier.copy_blocks(here, there, 0, 0, 1, first, first)
 
     monkeypatch.setattr(link, "_write", corrupting)
-    found = rows(measure(TINY, pair, EFFORT))
+    found = rows(measure(TINY, EFFORT, spawn))
     wrong = {row["transport"] for row in found if row["contender"] == "kvfabric" and not row["verified"]}
     assert wrong == {transport}
     problem = next(row["wrong"] for row in found if row["transport"] == transport)
     assert "tensor 2, block" in str(problem)
 
 
-def test_a_written_block_outside_the_lists_is_noticed(pair: Pair) -> None:
-    pair.target.call("open_cache", TINY, 0)
-    untouched: list[int | None] = [None] * TINY.num_blocks
-    assert pair.target.call("first_wrong", 0, untouched) is None
-    untouched[3] = 3
-    assert "block 3 (from source block 3)" in pair.target.call("first_wrong", 0, untouched)
+def test_a_block_that_was_not_written_is_noticed() -> None:
+    with Spawned("target", Target, TARGET_ID) as target:
+        target.call("open_cache", TINY, 0)
+        held: list[int | None] = [None] * TINY.num_blocks
+        assert target.call("first_wrong", 0, held) is None
+        held[3] = 3
+        assert "block 3 (from source block 3)" in target.call("first_wrong", 0, held)
 
 
 @pytest.mark.parametrize("name", list(CASES))

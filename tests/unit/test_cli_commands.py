@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from ray_kvfabric.cli import cluster
 from ray_kvfabric.cli import main as cli
 from ray_kvfabric.cli.explain import judge_from, serving
 from ray_kvfabric.cli.status import render
@@ -91,6 +93,29 @@ def test_up_refuses_a_file_that_is_none(tmp_path: object) -> None:
     assert answer.exit_code == 1
     assert answer.stderr.startswith("kvfabric: ")
     assert "none.yaml" in answer.stderr
+
+
+@pytest.mark.parametrize("command", [["status"], ["down", "x"], ["explain", "1"]], ids=lambda command: command[0])
+def test_no_running_ray_is_said_and_none_is_started(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    asked: list[object] = []
+
+    def refuse(**options: object) -> None:
+        asked.append(options["address"])
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", refuse)
+    answer = kvfabric(*command)
+    assert (answer.exit_code, answer.stdout, asked) == (1, "", ["auto"])
+    assert answer.stderr.startswith("kvfabric: no Ray cluster runs on this machine; start one with `ray start --head`")
+
+
+def test_nobody_at_an_address_is_said_at_once() -> None:
+    with socket.socket() as bound:  # bound and not listening: nobody answers, and nobody else takes the port
+        bound.bind(("127.0.0.1", 0))
+        answer = kvfabric("status", "--address", f"127.0.0.1:{bound.getsockname()[1]}")
+    assert answer.exit_code == 1
+    assert answer.stderr.startswith("kvfabric: no Ray cluster runs at 127.0.0.1:")
 
 
 def _endpoint(cluster_id: int, *transports: str, pid: int = 10) -> EndpointInfo:
