@@ -8,7 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native_ext/*.c native_ext/*.h native_ext/*.pyx)
-SANITIZED := -g -O1 -fno-omit-frame-pointer
+SELF_TEST := native_ext/self_test.c $(filter-out native_ext/self_test.c native_ext/page.c,$(wildcard native_ext/*.c))
+C_FLAGS := -std=c11 -Wall -Wextra -Wno-unused-parameter -pthread -Inative_ext
 
 .PHONY: demo test bench lint stress test-native-c test-aarch64 clean
 
@@ -28,9 +29,24 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint native_ext/*.pyx
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint native_ext/*.pyx
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+# The C layer by itself, under the address and undefined-behaviour sanitizers.
+test-native-c:
+	@mkdir -p build
+	$(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined $(C_FLAGS) $(SELF_TEST) -o build/self_test
+	build/self_test
+
+# The same C layer built for 64-bit Arm and run under emulation; installs its two system packages where it may.
+test-aarch64:
+	@command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null \
+	  || { apt-get update -qq && apt-get install -y -qq gcc-aarch64-linux-gnu qemu-user; } \
+	  || { echo "install aarch64-linux-gnu-gcc and qemu-aarch64 first"; exit 1; }
+	@mkdir -p build
+	aarch64-linux-gnu-gcc -O2 -static -DNO_THREADS_AFTER_FORK $(C_FLAGS) $(SELF_TEST) -o build/self_test_aarch64
+	qemu-aarch64 build/self_test_aarch64
 
 $(VENV)/bin/python:
 	@echo "== creating $(VENV)"

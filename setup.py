@@ -1,5 +1,7 @@
 """Builds the native extensions; everything else is in pyproject.toml."""
 
+from glob import glob
+
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -12,6 +14,7 @@ def extension(name: str, *sources: str) -> Extension:
         name,
         [f"native_ext/{source}" for source in sources],
         include_dirs=["native_ext"],
+        depends=sorted(glob("native_ext/*.h")),
         extra_compile_args=C_FLAGS,
         extra_link_args=["-pthread"],
     )
@@ -26,6 +29,7 @@ setup(
                 "copy_plan.c",
                 "copy_job.c",
                 "copy_blocks.c",
+                "copy_digest.c",
                 "copy_process.c",
                 "copy_loops.c",
                 "copy_pool.c",

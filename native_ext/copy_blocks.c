@@ -4,37 +4,29 @@
 #include <string.h>
 #include <time.h>
 
+#include "copy_digest.h"
 #include "copy_pool.h"
 #include "crc32c.h"
 
+/* Measured on Sapphire Rapids (2 MiB of second-level cache a core), blocks of 16 KiB, another core reading them
+   afterwards. Into blocks that no cache holds, streaming is 1.5 times as fast at every size, the reading counted
+   1.2 times. Into the same blocks over and over, plain copies win: 2 : 1 below 1 MiB, 9 : 8 at 2 MiB, and lose
+   from 4 MiB on. A pool of KV blocks is mostly cold; small pushes may well repeat. */
 const int64_t copy_stream_nbytes = 1 << 20;
+
+/* Waking a thread takes 5-70 us; one thread streams 1 MiB in 65-130 us. */
 const int64_t copy_split_nbytes = 1 << 20;
-
-/* The checksum runs ahead of the copy by pieces that stay in the first-level cache, so that the source is read
-   from memory once. */
-enum { DIGEST_PIECE_NBYTES = 16 << 10 };
-
-static void copy_and_digest(copy_function *copy, struct piece piece, uint32_t *crc)
-{
-    char *target = (char *)piece.target;
-    const char *source = (const char *)piece.source;
-    for (int64_t done = 0; done < piece.nbytes; done += DIGEST_PIECE_NBYTES) {
-        int64_t left = piece.nbytes - done;
-        size_t nbytes = (size_t)(left < DIGEST_PIECE_NBYTES ? left : DIGEST_PIECE_NBYTES);
-        *crc = crc32c_extend(*crc, source + done, nbytes);
-        copy(target + done, source + done, nbytes);
-    }
-}
 
 static int64_t step_apart(struct copy_job *job, struct cursor *cursor, int64_t limit, uint32_t *crc)
 {
-    copy_function *copy = job->loop->copy;
     for (int64_t moved = 0; moved < limit;) {
         struct piece piece = plan_next(job->plan, cursor, limit - moved);
+        char *target = (char *)piece.target;
+        const char *source = (const char *)piece.source;
         if (job->digest)
-            copy_and_digest(copy, piece, crc);
+            *crc = copy_and_digest(job->loop, target, source, (size_t)piece.nbytes, *crc);
         else
-            copy((char *)piece.target, (const char *)piece.source, (size_t)piece.nbytes);
+            job->loop->copy(target, source, (size_t)piece.nbytes);
         moved += piece.nbytes;
     }
     return limit;

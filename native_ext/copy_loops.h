@@ -4,6 +4,14 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+/* Bytes up to the target's next cache line, where streaming may begin. */
+static inline size_t copy_head_nbytes(const char *target, size_t nbytes)
+{
+    size_t gap = -(uintptr_t)target & 63;
+    return gap < nbytes ? gap : nbytes;
+}
 
 typedef void copy_function(char *target, const char *source, size_t nbytes);
 

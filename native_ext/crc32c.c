@@ -53,6 +53,13 @@ uint32_t crc32c_shift(uint32_t crc, uint64_t nbytes)
     return crc;
 }
 
+#define X_TO_MINUS_32 0xd610d67eu
+
+uint32_t crc32c_unshift_word(uint32_t crc)
+{
+    return multiply(X_TO_MINUS_32, crc);
+}
+
 uint32_t crc32c_finish(uint32_t crc, uint64_t nbytes)
 {
     return ~(crc ^ crc32c_shift(UINT32_MAX, nbytes));
@@ -127,28 +134,19 @@ CRC_TARGET static uint32_t extend_instruction(uint32_t crc, const unsigned char 
 /* ---- carry-less multiplication, 256 bytes at a time ---- */
 
 #if defined(__x86_64__)
-#define FOLD_TARGET __attribute__((target("avx512f,avx512vl,vpclmulqdq,sse4.2")))
+#include "crc32c_fold.h"
+
 enum { FOLD = 256, FOLD_LINES = 4, LINE = 64, LEAST_TO_FOLD = 1024 };
-/* x^(8 * FOLD + 32) and x^(8 * FOLD - 32), each shifted left by one as the product of reflected factors needs. */
-#define FOLD_LOW 0xdcb17aa4
-#define FOLD_HIGH 0xb9e02b86
 
 static bool has_folding(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq") && has_instruction();
 }
 
-FOLD_TARGET static inline __m512i fold_line(__m512i line, __m512i factors, __m512i next)
-{
-    __m512i low = _mm512_clmulepi64_epi128(line, factors, 0x00);
-    __m512i high = _mm512_clmulepi64_epi128(line, factors, 0x11);
-    return _mm512_ternarylogic_epi64(low, high, next, 0x96);
-}
-
 /* Keeps 256 bytes whose register equals that of all bytes read so far. `nbytes` is a multiple of FOLD, not 0. */
 FOLD_TARGET static uint32_t fold_all(uint32_t crc, const unsigned char *at, size_t nbytes)
 {
-    const __m512i factors = _mm512_broadcast_i32x4(_mm_set_epi64x(FOLD_HIGH, FOLD_LOW));
+    const __m512i factors = fold_factors(FOLD_BY_256);
     __m512i lines[FOLD_LINES];
     for (int i = 0; i < FOLD_LINES; i++)
         lines[i] = _mm512_loadu_si512(at + i * LINE);

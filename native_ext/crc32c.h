@@ -12,6 +12,9 @@ uint32_t crc32c_extend(uint32_t crc, const void *data, size_t nbytes);
 /* The register after `nbytes` zero bytes: extend(c, AB) == shift(extend(c, A), len B) ^ extend(0, B). */
 uint32_t crc32c_shift(uint32_t crc, uint64_t nbytes);
 
+/* The word whose four bytes, read from register 0, leave the register at `crc`. */
+uint32_t crc32c_unshift_word(uint32_t crc);
+
 /* The published checksum of a message of `nbytes` whose register, begun at 0, ended at `crc`. */
 uint32_t crc32c_finish(uint32_t crc, uint64_t nbytes);
 

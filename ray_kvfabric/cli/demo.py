@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,8 +76,12 @@ def demo(as_json: bool, plot: Path | None, address: str | None, **options: Any) 
     model = _model(options)
     text = model.text()
     request = _request(tuple(text.encode(prompt)), options)
-    screen = Screen(Console(stderr=as_json), text, prompt)
-    outcome = run(model, request, screen, address)
+    screen = Screen(Console(file=sys.stderr if as_json else sys.stdout), text, prompt)
+    with redirect_stdout(sys.stderr):  # Ray prints its complaints; stdout is ours
+        try:
+            outcome = run(model, request, screen, address)
+        finally:
+            screen.end_text()
     summary = summarize(outcome, screen.text)
     screen.finish(summary)
     if plot is not None:

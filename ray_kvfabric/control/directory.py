@@ -54,9 +54,7 @@ class MemberDirectory:
         member = self._members.get(endpoint.cluster_id)
         return member is not None and member.endpoint.incarnation == endpoint.incarnation
 
-    def announce(
-        self, endpoint: EndpointInfo, actor_id: str | None, caches: tuple[CacheInfo, ...], now: float
-    ) -> None:
+    def announce(self, endpoint: EndpointInfo, actor_id: str | None, caches: tuple[CacheInfo, ...], now: float) -> None:
         """Enters the endpoint or renews it; `caches` are all that it has. Raises ClusterIdTaken."""
         rival = self.rival(endpoint)
         if rival is not None:
@@ -111,9 +109,7 @@ class MemberDirectory:
         if cache is None:
             held = sorted({cache.model_id for cache in member.caches.values() if cache.model_id is not None})
             keys = ", ".join(f"model_id={key}" for key in held) or "none"
-            raise CacheNotFound(
-                f"{member.endpoint} has no blocks cache of model_id={model_id}; it has: {keys}"
-            )
+            raise CacheNotFound(f"{member.endpoint} has no blocks cache of model_id={model_id}; it has: {keys}")
         return Route(member.endpoint, cache)
 
     def members(self) -> list[Member]:

@@ -24,11 +24,12 @@ class Screen:
         self._stream = text.stream()
         self._prompt = prompt
         self._pieces: list[str] = []
+        self._is_writing = False
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
         """A spinner while it lasts, then a line with its seconds."""
-        self._end_text()
+        self.end_text()
         begin = time.monotonic()
         with self._console.status(text):
             yield
@@ -41,13 +42,16 @@ class Screen:
         )
 
     def written(self, event: TokenWritten) -> None:
-        if not self._pieces:
+        if not self._is_writing:
+            self._is_writing = True
             self._show("\n..." + self._prompt[-_TAIL_CHARACTERS:], "dim")
         self._pieces.append(self._stream.push(event.token))
         self._show(self._pieces[-1], "bold")
 
-    def _end_text(self) -> None:
-        if self._pieces:
+    def end_text(self) -> None:
+        """Puts the cursor at the beginning of a line, also when the text broke off."""
+        if self._is_writing:
+            self._is_writing = False
             self._pieces.append(self._stream.finish())
             self._show(self._pieces[-1] + "\n\n", "bold")
 

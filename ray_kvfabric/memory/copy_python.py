@@ -46,9 +46,7 @@ class RegionTable:
 
 def _checked_region(region: object, index: int) -> tuple[int, int, int, int]:
     if not isinstance(region, (tuple, list)) or len(region) != len(_FIELDS):
-        raise TypeError(
-            f"regions[{index}] must be (base, num_blocks, block_nbytes, block_stride), got {region!r}"
-        )
+        raise TypeError(f"regions[{index}] must be (base, num_blocks, block_nbytes, block_stride), got {region!r}")
     for field, value in zip(_FIELDS, region, strict=True):
         if not isinstance(value, int):
             raise TypeError(f"regions[{index}].{field} must be an int, got {type(value).__name__}")
@@ -56,9 +54,7 @@ def _checked_region(region: object, index: int) -> tuple[int, int, int, int]:
             raise ValueError(f"regions[{index}].{field} must be in [1, 2**63), got {value}")
     base, num_blocks, block_nbytes, block_stride = map(int, region)
     if block_stride < block_nbytes:
-        raise ValueError(
-            f"regions[{index}].block_stride is {block_stride}, less than block_nbytes {block_nbytes}"
-        )
+        raise ValueError(f"regions[{index}].block_stride is {block_stride}, less than block_nbytes {block_nbytes}")
     end = base + (num_blocks - 1) * block_stride + block_nbytes
     if end >= 2**63:
         raise ValueError(f"regions[{index}].base is {base}: the region would end at {end}, not below 2**63")
@@ -165,8 +161,7 @@ def _check_pair(
     _, target_num, target_nbytes, _ = target[j]
     if source_nbytes != target_nbytes:
         raise ParamInvalid(
-            f"block_nbytes differs: source region {i} has {source_nbytes}, "
-            f"target region {j} has {target_nbytes}"
+            f"block_nbytes differs: source region {i} has {source_nbytes}, target region {j} has {target_nbytes}"
         )
     if source_blocks.maximum >= source_num:
         raise ParamInvalid(

@@ -34,9 +34,7 @@ def borrow(source: object, nbytes: int, field: str) -> Borrowed:
         if not 0 <= source < 2**64:
             raise TypeError(f"{field} must be an address in [0, 2**64), got {source}")
         return Borrowed(int(source), None)
-    borrowed, found = (
-        _of_dlpack(source, field) if hasattr(source, "__dlpack__") else _of_buffer(source, field)
-    )
+    borrowed, found = _of_dlpack(source, field) if hasattr(source, "__dlpack__") else _of_buffer(source, field)
     if found < nbytes:
         raise ParamInvalid(f"{field} holds {found} bytes, cache_desc needs {nbytes} a tensor")
     return borrowed
@@ -83,9 +81,7 @@ def _of_dlpack(source: object, field: str) -> tuple[Borrowed, int]:
         raise ParamInvalid(f"{field} lies on DLPack device {tensor.device_type}, not in host memory")
     shape = tensor.shape[: tensor.ndim]
     if tensor.strides and not _is_contiguous(shape, tensor.strides[: tensor.ndim]):
-        raise ParamInvalid(
-            f"{field} is not contiguous: strides {tensor.strides[: tensor.ndim]} for shape {shape}"
-        )
+        raise ParamInvalid(f"{field} is not contiguous: strides {tensor.strides[: tensor.ndim]} for shape {shape}")
     address = (tensor.data or 0) + tensor.byte_offset
     return Borrowed(address, capsule), prod(shape) * tensor.bits * tensor.lanes // 8
 

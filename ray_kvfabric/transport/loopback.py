@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.plan import Plan
@@ -43,8 +41,8 @@ class LoopbackTransport(Transport):
 
     def refusal(self, local: EndpointInfo, route: Route) -> str | None:
         elsewhere = same_host_refusal(local, route.endpoint)
-        if elsewhere is None and route.endpoint.pid != os.getpid():
-            return f"another process (pid {route.endpoint.pid}, here {os.getpid()})"
+        if elsewhere is None and route.endpoint.pid != local.pid:
+            return f"another process (pid {route.endpoint.pid}, here {local.pid})"
         return elsewhere
 
     def open_link(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline) -> Link:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from ray_kvfabric.cli.demo import demo
 from ray_kvfabric.demo.overlap import Span
 from ray_kvfabric.demo.report import Screen, table, verdict
 from ray_kvfabric.demo.request import AloneRun, LayerReceived, ModelChoice, PrefillRun, Request, TokenWritten
@@ -94,6 +97,18 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ray_kvfabric.demo.timeline.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"ray-kvfabric\[plot\]"):
         require_matplotlib()
+
+
+def test_stdout_is_the_json_alone_whatever_ray_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy_run(*arguments: object) -> Outcome:
+        print("a complaint")
+        return outcome_of()
+
+    monkeypatch.setattr("ray_kvfabric.cli.demo.run", noisy_run)
+    result = CliRunner().invoke(demo, ["--json", "a prompt"])
+    assert json.loads(result.stdout)["tokens_match"] is True
+    assert "a complaint" in result.stderr
+    assert "All 3 tokens equal" in result.stderr
 
 
 def test_gbps_of_overlapping_pushes_counts_time_once() -> None:

@@ -91,6 +91,16 @@ def test_one_wrong_block_of_one_layer_changes_the_logits() -> None:
     assert not np.array_equal(before, llama.decode(request.tokens[-1], len(request.tokens) - 1, cache))
 
 
+def test_each_token_follows_from_all_before_it() -> None:
+    """Against prefills of the whole sequence so far, which know nothing of positions or a kept cache."""
+    llama, request = random_run(0)
+    sampler, sequence = request.sampler(llama.config), list(request.tokens)
+    for _ in range(8):
+        cache = private_cache(llama.config, len(sequence), request.block_tokens)
+        sequence.append(sampler.pick(llama.prefill(sequence, cache), len(sequence)))
+    assert write_whole(llama, request)[:8] == sequence[len(request.tokens) :]
+
+
 def test_first_difference_is_a_position() -> None:
     assert first_difference([1, 2, 3], [1, 2, 3]) is None
     assert first_difference([1, 2, 3], [1, 9, 3]) == 1
