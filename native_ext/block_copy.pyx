@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False
-"""The copy kernel's skin: check with the GIL held, copy without it, return. README.md of this folder says how."""
+"""The copy kernel's skin: check with the GIL held, copy without it, return. See README.md of this folder."""
 
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
@@ -269,15 +269,16 @@ cdef int check_pair(
     cdef const region *b = &target.at[j]
     if a.block_nbytes != b.block_nbytes:
         raise ParamInvalid(
-            f"block_nbytes differs: source region {i} has {a.block_nbytes}, target region {j} has {b.block_nbytes}")
+            f"block_nbytes differs: source region {i} has {a.block_nbytes}, "
+            f"target region {j} has {b.block_nbytes}")
     if source_blocks.list.maximum >= a.num_blocks:
         raise ParamInvalid(
-            f"{source_blocks.name} holds block {source_blocks.list.maximum}, source region {i} has num_blocks "
-            f"{a.num_blocks} (target region {j} has {b.num_blocks})")
+            f"{source_blocks.name} holds block {source_blocks.list.maximum}, source region {i} has "
+            f"num_blocks {a.num_blocks} (target region {j} has {b.num_blocks})")
     if target_blocks.list.maximum >= b.num_blocks:
         raise ParamInvalid(
-            f"{target_blocks.name} holds block {target_blocks.list.maximum}, target region {j} has num_blocks "
-            f"{b.num_blocks} (source region {i} has {a.num_blocks})")
+            f"{target_blocks.name} holds block {target_blocks.list.maximum}, target region {j} has "
+            f"num_blocks {b.num_blocks} (source region {i} has {a.num_blocks})")
     return 0
 
 
@@ -327,7 +328,7 @@ cdef const copy_loop *loop_named(str name) except? NULL:
 # ---- the verbs ----
 
 cdef class StopWord:
-    """Ends copies early: set() it from any thread, and each copy that was given it ends within 4 MiB a thread."""
+    """Ends copies early: set() it from any thread, and each copy that has it ends within 4 MiB a thread."""
 
     cdef stop_word *word
 

@@ -8,10 +8,10 @@
 #include "copy_pool.h"
 #include "crc32c.h"
 
-/* Measured on Sapphire Rapids (2 MiB of second-level cache a core), blocks of 16 KiB, another core reading them
-   afterwards. Into blocks that no cache holds, streaming is 1.5 times as fast at every size, the reading counted
-   1.2 times. Into the same blocks over and over, plain copies win: 2 : 1 below 1 MiB, 9 : 8 at 2 MiB, and lose
-   from 4 MiB on. A pool of KV blocks is mostly cold; small pushes may well repeat. */
+/* Measured on Sapphire Rapids (2 MiB of second-level cache a core), blocks of 16 KiB, another core reading
+   them afterwards. Into blocks that no cache holds, streaming is 1.5 times as fast at every size, the reading
+   counted 1.2 times. Into the same blocks over and over, plain copies win: 2 : 1 below 1 MiB, 9 : 8 at 2 MiB,
+   and lose from 4 MiB on. A pool of KV blocks is mostly cold; small pushes may well repeat. */
 const int64_t copy_stream_nbytes = 1 << 20;
 
 /* Waking a thread takes 5-70 us; one thread streams 1 MiB in 65-130 us. */
@@ -32,7 +32,8 @@ static int64_t step_apart(struct copy_job *job, struct cursor *cursor, int64_t l
     return limit;
 }
 
-static struct copy_job job_of(const struct copy_plan *plan, struct copy_limits limits, struct copy_wishes wishes)
+static struct copy_job job_of(const struct copy_plan *plan, struct copy_limits limits,
+                              struct copy_wishes wishes)
 {
     bool large = plan->nbytes >= copy_stream_nbytes;
     const struct copy_loop *by_size = large ? copy_loop_best() : copy_loop_at(0);
@@ -54,8 +55,8 @@ static int threads_for(int64_t nbytes, int wished)
 
 /* ---- source and target share bytes ---- */
 
-/* memmove() of one pair in slices, from the end when the target lies above the source: the slice at byte `b` of
-   the walk is then the one that ends `b` bytes before the pair's end. */
+/* memmove() of one pair in slices, from the end when the target lies above the source: the slice at byte `b`
+   of the walk is then the one that ends `b` bytes before the pair's end. */
 static int64_t step_overlapping(struct copy_job *job, struct cursor *cursor, int64_t limit, uint32_t *crc)
 {
     for (int64_t moved = 0; moved < limit;) {
@@ -71,7 +72,8 @@ static int64_t step_overlapping(struct copy_job *job, struct cursor *cursor, int
         }
         if (job->digest) {
             uint32_t slice = crc32c_extend(0, (const char *)piece.source, (size_t)piece.nbytes);
-            *crc = (walked ? *crc : crc32c_shift(*crc, (uint64_t)block)) ^ crc32c_shift(slice, (uint64_t)behind);
+            *crc =
+                (walked ? *crc : crc32c_shift(*crc, (uint64_t)block)) ^ crc32c_shift(slice, (uint64_t)behind);
         }
         memmove((char *)piece.target, (const char *)piece.source, (size_t)piece.nbytes);
         moved += piece.nbytes;
@@ -79,7 +81,8 @@ static int64_t step_overlapping(struct copy_job *job, struct cursor *cursor, int
     return limit;
 }
 
-struct copy_result copy_blocks(const struct copy_plan *plan, struct copy_limits limits, struct copy_wishes wishes)
+struct copy_result copy_blocks(const struct copy_plan *plan, struct copy_limits limits,
+                               struct copy_wishes wishes)
 {
     struct copy_job job = job_of(plan, limits, wishes);
     bool overlaps = plan_overlaps(plan);

@@ -7,7 +7,8 @@
 /* Copied first, by the loop that is best at waiting for memory, then checksummed out of the cache. */
 enum { PIECE_NBYTES = 32 << 10 };
 
-static uint32_t copy_then_digest(copy_function *copy, char *target, const char *source, size_t nbytes, uint32_t crc)
+static uint32_t copy_then_digest(copy_function *copy, char *target, const char *source, size_t nbytes,
+                                 uint32_t crc)
 {
     for (size_t done = 0; done < nbytes; done += PIECE_NBYTES) {
         size_t piece = nbytes - done < PIECE_NBYTES ? nbytes - done : PIECE_NBYTES;
@@ -29,7 +30,8 @@ struct fold {
     __m512i second;
 };
 
-FOLD_TARGET static inline struct fold stream_step(char *target, const char *source, struct fold fold, __m512i factors)
+FOLD_TARGET static inline struct fold stream_step(char *target, const char *source, struct fold fold,
+                                                  __m512i factors)
 {
     __m512i first = _mm512_loadu_si512(source);
     __m512i second = _mm512_loadu_si512(source + LINE);
@@ -39,8 +41,10 @@ FOLD_TARGET static inline struct fold stream_step(char *target, const char *sour
 }
 
 /* Written for constant `lanes`: unrolled, the folds stay in registers. */
-FOLD_TARGET static inline __attribute__((always_inline)) struct fold
-stream_window(char *target, const char *source, struct fold fold, int lanes)
+FOLD_TARGET static inline __attribute__((always_inline)) struct fold stream_window(char *target,
+                                                                                   const char *source,
+                                                                                   struct fold fold,
+                                                                                   int lanes)
 {
     const __m512i by_step = fold_factors(FOLD_BY_128), by_page = fold_factors(FOLD_BY_4096);
     struct fold of_lane[MOST_LANES] = {fold};
@@ -113,7 +117,8 @@ static bool streams_and_folds(const struct copy_loop *loop)
 }
 #endif
 
-uint32_t copy_and_digest(const struct copy_loop *loop, char *target, const char *source, size_t nbytes, uint32_t crc)
+uint32_t copy_and_digest(const struct copy_loop *loop, char *target, const char *source, size_t nbytes,
+                         uint32_t crc)
 {
 #if defined(__x86_64__)
     if (streams_and_folds(loop))

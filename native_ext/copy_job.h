@@ -1,4 +1,5 @@
-/* One plan carried out by one or several threads: cut into units, units claimed, limits looked at in between. */
+/* One plan carried out by one or several threads: cut into units, units claimed, limits looked at in between.
+ */
 #ifndef KVFABRIC_COPY_JOB_H
 #define KVFABRIC_COPY_JOB_H
 
@@ -45,8 +46,8 @@ static inline bool stop_word_is_set(struct stop_word *word)
 
 struct copy_job;
 
-/* Moves up to `limit` bytes at the cursor, which it leaves behind them; folds them into *crc when job->digest.
-   Returns how many, fewer only after setting job->error. */
+/* Moves up to `limit` bytes at the cursor, which it leaves behind them; folds them into *crc when
+   job->digest. Returns how many, fewer only after setting job->error. */
 typedef int64_t copy_step(struct copy_job *job, struct cursor *cursor, int64_t limit, uint32_t *crc);
 
 struct copy_job {

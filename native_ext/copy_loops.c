@@ -45,26 +45,26 @@ AVX2 static inline void stream_step_avx2(char *target, const char *source)
 }
 
 /* The two loops are one text, for two sets of registers. Windows of 8 pages, then of 2, then single steps. */
-#define DEFINE_STREAMING_COPY(TARGET, SET)                                                                    \
-    TARGET static inline size_t stream_windows_##SET(char *target, const char *source, size_t nbytes,         \
-                                                     size_t done, size_t window)                              \
-    {                                                                                                         \
-        for (; nbytes - done >= window; done += window)                                                       \
-            for (size_t byte = 0; byte < PAGE; byte += STEP)                                                  \
-                for (size_t place = done + byte; place < done + window; place += PAGE)                        \
-                    stream_step_##SET(target + place, source + place);                                        \
-        return done;                                                                                          \
-    }                                                                                                         \
-                                                                                                              \
-    TARGET static void copy_##SET(char *target, const char *source, size_t nbytes)                            \
-    {                                                                                                         \
-        size_t done = copy_head_nbytes(target, nbytes);                                                       \
-        memcpy(target, source, done);                                                                         \
-        done = stream_windows_##SET(target, source, nbytes, done, 8 * PAGE);                                  \
-        done = stream_windows_##SET(target, source, nbytes, done, 2 * PAGE);                                  \
-        for (; nbytes - done >= STEP; done += STEP)                                                           \
-            stream_step_##SET(target + done, source + done);                                                  \
-        memcpy(target + done, source + done, nbytes - done);                                                  \
+#define DEFINE_STREAMING_COPY(TARGET, SET)                                                            \
+    TARGET static inline size_t stream_windows_##SET(char *target, const char *source, size_t nbytes, \
+                                                     size_t done, size_t window)                      \
+    {                                                                                                 \
+        for (; nbytes - done >= window; done += window)                                               \
+            for (size_t byte = 0; byte < PAGE; byte += STEP)                                          \
+                for (size_t place = done + byte; place < done + window; place += PAGE)                \
+                    stream_step_##SET(target + place, source + place);                                \
+        return done;                                                                                  \
+    }                                                                                                 \
+                                                                                                      \
+    TARGET static void copy_##SET(char *target, const char *source, size_t nbytes)                    \
+    {                                                                                                 \
+        size_t done = copy_head_nbytes(target, nbytes);                                               \
+        memcpy(target, source, done);                                                                 \
+        done = stream_windows_##SET(target, source, nbytes, done, 8 * PAGE);                          \
+        done = stream_windows_##SET(target, source, nbytes, done, 2 * PAGE);                          \
+        for (; nbytes - done >= STEP; done += STEP)                                                   \
+            stream_step_##SET(target + done, source + done);                                          \
+        memcpy(target + done, source + done, nbytes - done);                                          \
     }
 
 DEFINE_STREAMING_COPY(AVX512, avx512)

@@ -31,8 +31,8 @@ const struct copy_loop *copy_loop_named(const char *name);
 /* The fastest loop for copies that outgrow the cache. */
 const struct copy_loop *copy_loop_best(void);
 
-/* Streaming stores are not ordered by a release store (x86): to be called by each thread that copied, before it
-   reports. */
+/* Streaming stores are not ordered by a release store (x86): to be called by each thread that copied, before
+   it reports. */
 void copy_loop_fence(void);
 
 #endif

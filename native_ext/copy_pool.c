@@ -9,13 +9,14 @@
 
 enum { DEFAULT_THREADS_LIMIT = 4 };
 
-/* All of it is guarded by `lock`. A job is open while `seats` > 0: a thread that wakes after its caller took the
-   seats away finds none and sleeps on, so a slow start never holds a caller up. */
+/* All of it is guarded by `lock`. A job is open while `seats` > 0: a thread that wakes after its caller took
+   the seats away finds none and sleeps on, so a slow start never holds a caller up. */
 static struct {
     bool busy; /* one caller owns the pool; others copy alone */
     int started;
     int seats;
     int inside;
+    int caller_cpu;
     void (*work)(void *);
     void *argument;
 } pool;
@@ -48,6 +49,26 @@ void copy_pool_set_threads(int threads)
     atomic_store_explicit(&chosen_threads, threads, memory_order_relaxed);
 }
 
+/* A thread that the system wakes on its caller's processor would only take turns with it, for as long as the
+   system takes to notice. Returns whether `allowed` is to be restored. */
+static bool step_aside(int caller_cpu, cpu_set_t *allowed)
+{
+    if (sched_getcpu() != caller_cpu || sched_getaffinity(0, sizeof *allowed, allowed) != 0)
+        return false;
+    cpu_set_t others = *allowed;
+    CPU_CLR(caller_cpu, &others);
+    return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
+}
+
+static void work_aside(void (*work)(void *), void *argument, int caller_cpu)
+{
+    cpu_set_t allowed;
+    bool moved = step_aside(caller_cpu, &allowed);
+    work(argument);
+    if (moved)
+        sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
 static void *serve(void *unused)
 {
     pthread_mutex_lock(&lock);
@@ -58,8 +79,9 @@ static void *serve(void *unused)
         pool.inside++;
         void (*work)(void *) = pool.work;
         void *argument = pool.argument;
+        int caller_cpu = pool.caller_cpu;
         pthread_mutex_unlock(&lock);
-        work(argument);
+        work_aside(work, argument, caller_cpu);
         pthread_mutex_lock(&lock);
         if (--pool.inside == 0)
             pthread_cond_signal(&all_left);
@@ -102,6 +124,7 @@ static void open_job(void (*work)(void *), void *argument, int helpers)
         pool.started++;
     pool.work = work;
     pool.argument = argument;
+    pool.caller_cpu = sched_getcpu();
     pool.seats = helpers < pool.started ? helpers : pool.started;
     for (int i = 0; i < pool.seats; i++)
         pthread_cond_signal(&opened);

@@ -8,8 +8,8 @@ enum { COPY_THREADS_LIMIT = 64 };
 int copy_pool_threads(void);
 void copy_pool_set_threads(int threads);
 
-/* Runs work(argument) on the calling thread and, when the pool is free, on up to `threads` - 1 others at once;
-   returns when all of them have left it. A fork()ed child gets a fresh pool. */
+/* Runs work(argument) on the calling thread and, when the pool is free, on up to `threads` - 1 others at
+   once; returns when all of them have left it. A fork()ed child gets a fresh pool. */
 void copy_pool_run(void (*work)(void *), void *argument, int threads);
 
 #endif

@@ -58,7 +58,8 @@ static ssize_t call_kernel(const struct copy_job *job, const struct batch *batch
                        : process_vm_readv(job->pid, here, count, there, count, 0);
 }
 
-/* A transfer that the kernel cut short goes on behind the last byte moved; the next call says why, if anything. */
+/* A transfer that the kernel cut short goes on behind the last byte moved; the next call says why, if
+ * anything. */
 static int64_t move_batch(struct copy_job *job, struct batch *batch)
 {
     int64_t moved = 0;
@@ -89,7 +90,8 @@ static int64_t step_process(struct copy_job *job, struct cursor *cursor, int64_t
     return moved;
 }
 
-struct copy_result copy_process(const struct copy_plan *plan, struct copy_limits limits, struct copy_process other)
+struct copy_result copy_process(const struct copy_plan *plan, struct copy_limits limits,
+                                struct copy_process other)
 {
     struct copy_job job = {
         .plan = plan,

@@ -95,8 +95,8 @@ static bool has_instruction(void)
 #endif
 
 #ifdef CRC_NAME
-/* The instruction takes 3 cycles and starts every cycle, so three lanes run side by side. A lane is long enough
-   to hide the two multiplications that join them. */
+/* The instruction takes 3 cycles and starts every cycle, so three lanes run side by side. A lane is long
+   enough to hide the two multiplications that join them. */
 enum { LANE = 4096 };
 #define X_TO_LANE 0x35d73a62u      /* x^(8 * LANE) */
 #define X_TO_TWO_LANES 0x28461564u /* x^(16 * LANE) */
@@ -143,7 +143,8 @@ static bool has_folding(void)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq") && has_instruction();
 }
 
-/* Keeps 256 bytes whose register equals that of all bytes read so far. `nbytes` is a multiple of FOLD, not 0. */
+/* Keeps 256 bytes whose register equals that of all bytes read so far. `nbytes` is a multiple of FOLD, not 0.
+ */
 FOLD_TARGET static uint32_t fold_all(uint32_t crc, const unsigned char *at, size_t nbytes)
 {
     const __m512i factors = fold_factors(FOLD_BY_256);

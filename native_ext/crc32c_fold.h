@@ -1,6 +1,6 @@
-/* Carry-less folding of CRC-32C (x86): a line stands for all bytes before it, and moves over those that follow.
-   Folding by n bytes multiplies by x^(8n + 32) and x^(8n - 32), each shifted left by one as the product of
-   bit-reflected factors needs. */
+/* Carry-less folding of CRC-32C (x86): a line stands for all bytes before it, and moves over those that
+   follow. Folding by n bytes multiplies by x^(8n + 32) and x^(8n - 32), each shifted left by one as the
+   product of bit-reflected factors needs. */
 #ifndef KVFABRIC_CRC32C_FOLD_H
 #define KVFABRIC_CRC32C_FOLD_H
 

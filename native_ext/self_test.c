@@ -16,14 +16,14 @@
 
 enum { ARENA = 1 << 20, REGIONS = 5, BLOCKS = 24, LARGE = 64 << 20 };
 
-#define CHECK(condition, ...)                                              \
-    do {                                                                   \
-        if (!(condition)) {                                                \
-            printf("%s:%d: %s: ", __FILE__, __LINE__, #condition);         \
-            printf(__VA_ARGS__);                                           \
-            printf("\n");                                                  \
-            exit(1);                                                       \
-        }                                                                  \
+#define CHECK(condition, ...)                                      \
+    do {                                                           \
+        if (!(condition)) {                                        \
+            printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+            printf(__VA_ARGS__);                                   \
+            printf("\n");                                          \
+            exit(1);                                               \
+        }                                                          \
     } while (0)
 
 /* ---- random numbers: xorshift ---- */
@@ -137,7 +137,8 @@ static uint32_t naive_copy(const struct copy_plan *plan)
             const struct region *from = &plan->source[i], *to = &plan->target[i];
             int64_t source_byte = plan->source_blocks.at[pair] * from->block_stride;
             int64_t target_byte = plan->target_blocks.at[pair] * to->block_stride;
-            memmove((char *)to->base + target_byte, (char *)from->base + source_byte, (size_t)from->block_nbytes);
+            memmove((char *)to->base + target_byte, (char *)from->base + source_byte,
+                    (size_t)from->block_nbytes);
             crc = naive_crc(crc, (unsigned char *)to->base + target_byte, from->block_nbytes);
         }
     return ~crc;
@@ -262,7 +263,8 @@ static void test_stop_during(struct large *large)
     pthread_create(&setter, NULL, set_later, stop);
     struct copy_result result;
     do {
-        result = copy_blocks(&large->plan, (struct copy_limits){0, stop}, (struct copy_wishes){NULL, 2, true});
+        result =
+            copy_blocks(&large->plan, (struct copy_limits){0, stop}, (struct copy_wishes){NULL, 2, true});
     } while (result.status == COPY_DONE);
     pthread_join(setter, NULL);
     CHECK(result.status == COPY_STOPPED && result.digest == 0, "status %d", result.status);
@@ -275,7 +277,8 @@ static void test_limits(void)
     struct large *large = large_new();
     struct copy_limits past = {1, NULL};
     for (int threads = 1; threads < 4; threads++) {
-        struct copy_result result = copy_blocks(&large->plan, past, (struct copy_wishes){NULL, threads, true});
+        struct copy_result result =
+            copy_blocks(&large->plan, past, (struct copy_wishes){NULL, threads, true});
         CHECK(result.status == COPY_TIMED_OUT && result.nbytes == 0, "status %d", result.status);
         CHECK(large->target[0] == 0, "a byte moved after the deadline");
     }

@@ -14,6 +14,7 @@ import ray
 
 from ray_kvfabric.actors.worker import CacheWorker
 from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
 from ray_kvfabric.config import EndpointSettings
 from ray_kvfabric.errors import (
     CacheNotFound,
@@ -214,10 +215,9 @@ class TestJoined:
 
 def test_settings_travel_to_the_worker(fabric) -> None:
     fabric.add_workers(1, settings=EndpointSettings(mem_pool={"memory_size": "1MiB"}))
-    for _ in range(8):  # 128 KiB each
-        fabric.allocate_blocks_cache(1, desc())
-    with pytest.raises(OutOfMemory):
-        fabric.allocate_blocks_cache(1, desc())
+    fabric.allocate_blocks_cache(1, desc())
+    with pytest.raises(OutOfMemory, match="memory_size is 1048576"):
+        fabric.allocate_blocks_cache(1, CacheDesc(4, [32, 4096], DataType.DT_FLOAT, Placement.HOST))
 
 
 def test_two_starts_of_one_name_are_refused_and_a_second_connect_is_not_the_owner(fabric) -> None:
