@@ -145,7 +145,8 @@ cdef int fill_region(region *at, object region_like, Py_ssize_t index) except -1
             f"regions[{index}].block_stride is {at.block_stride}, less than block_nbytes {at.block_nbytes}")
     cdef object end = int(at.base) + (int(at.num_blocks) - 1) * int(at.block_stride) + int(at.block_nbytes)
     if end >= 1 << 63:
-        raise ValueError(f"regions[{index}].base is {at.base}: the region would end at {end}, not below 2**63")
+        raise ValueError(
+            f"regions[{index}].base is {at.base}: the region would end at {end}, not below 2**63")
     return 0
 
 
@@ -354,7 +355,8 @@ cdef class StopWord:
 def copy_blocks(
         RegionTable source not None, RegionTable target not None, int64_t source_first, int64_t target_first,
         int64_t count, BlockList source_blocks not None, BlockList target_blocks not None, *,
-        int64_t deadline_ns=0, StopWord stop=None, bint digest=False, str loop not None="auto", int threads=0):
+        int64_t deadline_ns=0, StopWord stop=None, bint digest=False, str loop not None="auto",
+        int threads=0):
     """(status, bytes copied, CRC-32C of them or 0): as if pair by pair, each as memmove would."""
     cdef copy_plan plan
     cdef copy_wishes wishes
@@ -384,8 +386,8 @@ cdef tuple move_process(const copy_plan *plan, copy_limits limits, copy_process_
 
 def write_process(
         int pid, RegionTable source not None, RegionTable target not None, int64_t source_first,
-        int64_t target_first, int64_t count, BlockList source_blocks not None, BlockList target_blocks not None,
-        *, int64_t deadline_ns=0, StopWord stop=None, int threads=0):
+        int64_t target_first, int64_t count, BlockList source_blocks not None,
+        BlockList target_blocks not None, *, int64_t deadline_ns=0, StopWord stop=None, int threads=0):
     """(status, bytes copied, errno): as copy_blocks, the target addresses being process `pid`'s."""
     cdef copy_plan plan
     cdef copy_process_wishes other = copy_process_wishes(pid, True, threads)
@@ -395,8 +397,8 @@ def write_process(
 
 def read_process(
         int pid, RegionTable source not None, RegionTable target not None, int64_t source_first,
-        int64_t target_first, int64_t count, BlockList source_blocks not None, BlockList target_blocks not None,
-        *, int64_t deadline_ns=0, StopWord stop=None, int threads=0):
+        int64_t target_first, int64_t count, BlockList source_blocks not None,
+        BlockList target_blocks not None, *, int64_t deadline_ns=0, StopWord stop=None, int threads=0):
     """(status, bytes copied, errno): as copy_blocks, the source addresses being process `pid`'s."""
     cdef copy_plan plan
     cdef copy_process_wishes other = copy_process_wishes(pid, False, threads)

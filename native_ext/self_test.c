@@ -90,6 +90,18 @@ static void lay_out(struct region *regions, int64_t count, const unsigned char *
     }
 }
 
+/* Layers that may lie between each other's blocks. */
+static void equal_strides(struct test_case *one, int64_t count)
+{
+    int64_t stride = 1 + (int64_t)random_below(300);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t block_nbytes = 1 + (int64_t)random_below((uint64_t)stride);
+        uint64_t near = (uint64_t)(uintptr_t)one->arena->source + 10000;
+        one->source[i] = (struct region){near + random_below(600), 12, block_nbytes, stride};
+        one->target[i] = (struct region){near + random_below(600), 12, block_nbytes, stride};
+    }
+}
+
 static void random_case(struct test_case *one, struct arena *arena)
 {
     int64_t region_count = 1 + (int64_t)random_below(REGIONS);
@@ -105,6 +117,10 @@ static void random_case(struct test_case *one, struct arena *arena)
     }
     if (tidy && !overlap)
         lay_out(one->target, region_count, arena->target);
+    if (random_below(4) == 0) {
+        num_blocks = 12;
+        equal_strides(one, region_count);
+    }
     random_blocks(one->source_blocks, block_count, num_blocks);
     random_blocks(one->target_blocks, block_count, num_blocks);
     one->plan = (struct copy_plan){
@@ -144,6 +160,36 @@ static uint32_t naive_copy(const struct copy_plan *plan)
     return ~crc;
 }
 
+/* Marks what the plan reads and writes, byte by byte, and compares with what copy_plan says of it. */
+static void check_aliasing(const struct test_case *one)
+{
+    static unsigned char read[sizeof(struct arena)], written[sizeof(struct arena)];
+    const struct copy_plan *plan = &one->plan;
+    uint64_t base = (uint64_t)(uintptr_t)one->arena;
+    bool overlaps = false, repeats_blocks = false, repeats_regions = false;
+    memset(read, 0, sizeof read);
+    memset(written, 0, sizeof written);
+    for (int64_t i = 0; i < plan->region_count; i++)
+        for (int64_t pair = 0; pair < plan->source_blocks.count; pair++) {
+            const struct region *from = &plan->source[i], *to = &plan->target[i];
+            uint64_t source =
+                from->base - base + (uint64_t)(plan->source_blocks.at[pair] * from->block_stride);
+            uint64_t target = to->base - base + (uint64_t)(plan->target_blocks.at[pair] * to->block_stride);
+            for (int64_t byte = 0; byte < from->block_nbytes; byte++) {
+                read[source + (uint64_t)byte] = 1;
+                repeats_blocks |= written[target + (uint64_t)byte] == i + 1;
+                repeats_regions |=
+                    written[target + (uint64_t)byte] && written[target + (uint64_t)byte] != i + 1;
+                written[target + (uint64_t)byte] = (unsigned char)(i + 1);
+            }
+        }
+    for (size_t byte = 0; byte < sizeof read; byte++)
+        overlaps |= read[byte] && written[byte];
+    CHECK(plan_overlaps(plan) || !overlaps, "overlap not noticed");
+    CHECK(plan->nbytes == 0 || plan_repeats_regions(plan) || !repeats_regions, "regions meet unnoticed");
+    CHECK(plan->nbytes == 0 || repeats_regions || plan_repeats_blocks(plan) == repeats_blocks, "repeats");
+}
+
 static const struct copy_loop *random_loop(void)
 {
     const struct copy_loop *loop = copy_loop_at((int)random_below((uint64_t)copy_loop_count()));
@@ -175,6 +221,7 @@ static void test_random_cases(int rounds)
     for (int i = 0; i < rounds; i++) {
         struct test_case one;
         random_case(&one, arena);
+        check_aliasing(&one);
         check_case(&one, before, expected);
     }
     free(arena);

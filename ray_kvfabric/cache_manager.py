@@ -274,6 +274,10 @@ class CacheManager:
         deadline = self._control_deadline() if timeout_s is None else Deadline.after(timeout_s)
         self._links.way(cache_key.cluster_id, cache_key.model_id, deadline)
 
+    def drop_dead_links(self) -> None:
+        """Lets go of the memory of peers that died; who keeps an endpoint in the fabric calls it now and then."""
+        self._links.sweep()
+
     def explain(self, cache_key: BlocksCacheKey) -> tuple[Route, list[Verdict]]:
         """The route to this key and, for each transport, why it could not serve it (None: it could)."""
         check_type(cache_key, BlocksCacheKey, "cache_key")

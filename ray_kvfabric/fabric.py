@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from html import escape
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +27,7 @@ from ray_kvfabric.actors.launch import (
     start_workers,
 )
 from ray_kvfabric.actors.names import checked
+from ray_kvfabric.actors.shown import html_table
 from ray_kvfabric.actors.transfer import FabricTransfer, PushOrder
 from ray_kvfabric.actors.worker import CacheWorker
 from ray_kvfabric.cache.checks import check_type
@@ -304,12 +304,7 @@ class Fabric:
         )
 
     def _repr_html_(self) -> str:
-        rows = [row for member in self.members() for row in _html_rows(member)]
-        return (
-            f"<table><caption>{escape(repr(self))}</caption><tr><th>cluster_id</th><th>role</th><th>pid</th>"
-            "<th>cache</th><th>model_id</th><th>shape</th><th>type</th><th>MiB</th></tr>"
-            f"{''.join(rows)}</table>"
-        )
+        return html_table(repr(self), self.members())
 
 
 def up(config: FabricConfig, *, address: str | None = None) -> Fabric:
@@ -329,16 +324,3 @@ def down(name: str, *, address: str | None = None) -> int:
 def _ensure_ray(address: str | None) -> None:
     if not ray.is_initialized():
         ray.init(address=address, namespace=NAMESPACE, include_dashboard=False, logging_level=logging.WARNING)
-
-
-def _html_rows(member: Member) -> list[str]:
-    endpoint = member.endpoint
-    who = (endpoint.cluster_id, endpoint.role, endpoint.pid)
-    held: list[tuple[object, ...]] = [
-        (cache_id, cache.model_id, list(cache.shape), cache.data_type, f"{cache.nbytes / 2**20:.1f}")
-        for cache_id, cache in member.caches.items()
-    ]
-    return [
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in (*who, *cells)) + "</tr>"
-        for cells in held or [("", "", "", "", "")]
-    ]

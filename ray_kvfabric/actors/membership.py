@@ -76,6 +76,7 @@ class Agent:
         return Orders() if self._stopped.done() else reply.result(timeout=0)
 
     def _follow(self, orders: Orders) -> tuple[str, ...]:
+        self._desk.manager.drop_dead_links()
         if orders.announce_again and not self._stopped.done():
             self._directory.announce(self._endpoint, Deadline.after(CALL_S))
         for errand in orders.errands:

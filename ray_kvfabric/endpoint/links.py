@@ -65,6 +65,13 @@ class LinkTable:
             if not way.link.is_alive:
                 self._close_dead(way.link)
 
+    def sweep(self) -> None:
+        """Closes the links of peers that died, and with them the mappings of their memory."""
+        with self._opening:
+            for link in self.links():
+                if not link.is_alive:
+                    self._close_dead(link)
+
     def explain(self, cluster_id: int, model_id: int, deadline: Deadline) -> tuple[Route, list[Verdict]]:
         """Which transports could serve this key, and why each other one could not."""
         route = self._directory.resolve(cluster_id, model_id, deadline)
@@ -77,6 +84,7 @@ class LinkTable:
             found = self._ways.get((cluster_id, model_id))
             if found is not None:
                 return found
+            self.sweep()
             route = self._directory.resolve(cluster_id, model_id, deadline)
             link = self._link(route, deadline)
             way = Way(route, link, link.open_cache(route.cache, deadline))

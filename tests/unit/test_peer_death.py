@@ -71,6 +71,17 @@ def test_a_push_into_a_dead_peer_asks_nobody(pair: Pair) -> None:
     assert pair.directory.calls["resolve"] == asked
 
 
+def test_memory_of_a_dead_peer_is_let_go_without_another_push_to_it(pair: Pair) -> None:
+    source = pair.source_cache()
+    own = mapped()
+    pair.target_cache()
+    pair.manager.push_blocks(KEY, source, [0], [0])
+    assert mapped() > own
+    child(pair).kill()
+    pair.manager.drop_dead_links()
+    assert mapped() == own
+
+
 def test_the_survivor_serves_others_after_a_death(pair: Pair) -> None:
     source, _ = pair.source_cache(), pair.target_cache()
     pair.manager.push_blocks(KEY, source, [0], [0])
