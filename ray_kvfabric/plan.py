@@ -78,11 +78,9 @@ def request_layers(
 
     A range that is left out beside a given one counts from layer 0 of the local cache.
     """
-    per_layer = check_int(tensors_per_layer, "uint32", "tensor_num_per_layer")
-    if per_layer == 0:
-        raise ParamInvalid("tensor_num_per_layer must be at least 1, got 0")
-    if source is None and target is None:
-        return _every_tensor(per_layer, num_tensors)
+    if source is None and target is None and isinstance(tensors_per_layer, int):
+        return _every_tensor(tensors_per_layer, num_tensors)
+    per_layer = _check_per_layer(tensors_per_layer)
     every_layer = range(num_tensors // per_layer)
     source = every_layer if source is None else check_layer_range(source, "src_layer_range")
     target = every_layer if target is None else check_layer_range(target, "dst_layer_range")
@@ -93,8 +91,17 @@ def request_layers(
     return LayerRequest(source, target, per_layer)
 
 
+def _check_per_layer(tensors_per_layer: int) -> int:
+    per_layer = check_int(tensors_per_layer, "uint32", "tensor_num_per_layer")
+    if per_layer == 0:
+        raise ParamInvalid("tensor_num_per_layer must be at least 1, got 0")
+    return per_layer
+
+
 @lru_cache
-def _every_tensor(per_layer: int, num_tensors: int) -> LayerRequest:
+def _every_tensor(tensors_per_layer: int, num_tensors: int) -> LayerRequest:
+    """Cached: most pushes ask for the same."""
+    per_layer = _check_per_layer(tensors_per_layer)
     if per_layer > max(num_tensors, TENSORS_PER_LAYER):
         raise ParamInvalid(f"tensor_num_per_layer must be in [1, {num_tensors}], got {per_layer}")
     return LayerRequest(None, None, per_layer)

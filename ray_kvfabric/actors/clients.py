@@ -46,7 +46,10 @@ class SchedulerClient:
             handle = ray.get_actor(scheduler_name(self.fabric), NAMESPACE)
         except ValueError:
             raise NotLinked(f"no fabric {self.fabric!r} runs in this Ray cluster") from None
-        return getattr(handle, method).remote(*arguments)
+        bound = getattr(handle, method)
+        if method == "poll":  # made again by its caller; Ray's own retries would outlive a scheduler that was ended
+            bound = bound.options(max_task_retries=0)
+        return bound.remote(*arguments)
 
     def call(self, method: str, *arguments: object, deadline: Deadline) -> Any:
         """Raises what the scheduler raised, TransferTimeout, or NotLinked when there is none by then."""

@@ -107,10 +107,11 @@ class Requests:
 def _check_pair(key: object, cache: object, key_field: str, cache_field: str) -> None:
     if not isinstance(key, BlocksCacheKey):
         raise TypeError(f"{key_field} must be a BlocksCacheKey, got {type(key).__name__}")
-    if not 0 <= key.cluster_id <= _UINT64_MAX:
-        raise TypeError(f"{key_field}.cluster_id must be a uint64, got {key.cluster_id}")
-    if not 0 <= key.model_id <= _UINT64_MAX:
-        raise TypeError(f"{key_field}.model_id must be a uint64, got {key.model_id}")
+    cluster_id, model_id = key.cluster_id, key.model_id
+    if not 0 <= cluster_id <= _UINT64_MAX:
+        raise TypeError(f"{key_field}.cluster_id must be a uint64, got {cluster_id}")
+    if not 0 <= model_id <= _UINT64_MAX:
+        raise TypeError(f"{key_field}.model_id must be a uint64, got {model_id}")
     if not isinstance(cache, Cache):
         raise TypeError(f"{cache_field} must be a Cache, got {type(cache).__name__}")
 
