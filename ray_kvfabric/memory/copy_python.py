@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.crc32c import crc32c
+from ray_kvfabric.plan import merge_runs
 
 COPY_DONE, COPY_TIMED_OUT, COPY_STOPPED, COPY_FAILED = range(4)
 STEP_NBYTES = 4 << 20
@@ -110,15 +111,7 @@ class StopWord:
 def runs(source: BlockList, target: BlockList) -> list[tuple[int, int, int]]:
     """(source_start, target_start, count) of neighbours where both rise by one, in list order."""
     _check_lengths(source, target)
-    found: list[tuple[int, int, int]] = []
-    for source_block, target_block in zip(source, target, strict=True):
-        if found:
-            source_start, target_start, count = found[-1]
-            if (source_block, target_block) == (source_start + count, target_start + count):
-                found[-1] = (source_start, target_start, count + 1)
-                continue
-        found.append((source_block, target_block, 1))
-    return found
+    return [(run.source_start, run.target_start, run.num_blocks) for run in merge_runs(source, target)]
 
 
 # ---- checks, in the order of the native kernel ----
