@@ -160,11 +160,6 @@ class CacheTable:
             entry.is_probed = True
         return entry
 
-    def by_model(self, model_id: int) -> CacheEntry | None:
-        with self._lock:
-            holder = self._holder(model_id)
-            return None if holder is None else self._entries[holder]
-
     def remove(self, cache_id: int, deadline: Deadline) -> CacheEntry | None:
         """Fences the cache off, waits for writers inside it, frees it. None for an unknown id.
 

@@ -134,9 +134,6 @@ class LinkTable:
     def links(self) -> list[Link]:
         return list(self._links.values())
 
-    def open_keys(self) -> list[WayKey]:
-        return list(self._ways)
-
     def close(self) -> None:
         with self._opening:
             for link in self._links.values():
