@@ -41,9 +41,10 @@ class _Settings(BaseModel):
 
 
 class PoolSettings(_Settings):
-    """The budget of host memory that an endpoint may allocate caches from."""
+    """The budget of memory of one kind that an endpoint may allocate caches from."""
 
     memory_size: Nbytes = Field(default=1 << 30, gt=0, description="bytes that all allocated caches may use")
+    page_shift: int = Field(default=16, ge=10, lt=31, description="a tensor takes whole pages of 2**page_shift bytes")
     huge_pages: Literal["auto", "never"] = Field(
         default="auto", description="auto: ask for them where the host allows them for shared memory"
     )
@@ -52,7 +53,12 @@ class PoolSettings(_Settings):
 class EndpointSettings(_Settings):
     """One endpoint: a CacheManager and what it may use."""
 
-    mem_pool: PoolSettings | None = PoolSettings()
+    mem_pool: PoolSettings | None = Field(default=PoolSettings(), description="what HOST caches are allocated from")
+    device_pool: PoolSettings | None = Field(default=None, description="what DEVICE caches are allocated from")
+    transfer_mode: Literal["one_sided", "request"] = Field(
+        default="one_sided",
+        description="request: pulls keep to LLM-DataDist's request mode: keys are used up, placements are checked",
+    )
     sync_kv_timeout_ms: int = Field(default=1000, gt=0, le=2**31 - 1, description="bounds a whole transfer call")
     control_timeout_s: float = Field(default=20.0, gt=0, description="bounds a question to the scheduler or a peer")
     copy_kernel: Literal["native", "python"] = "native"
@@ -158,3 +164,13 @@ def endpoint_settings(**overrides: Any) -> EndpointSettings:
         return EndpointSettings.model_validate(given)
     except ValidationError as error:
         raise ConfigError(f"endpoint settings: {_readable(error)}") from None
+
+
+def ascend_log_level() -> str | None:
+    """ASCEND_GLOBAL_LOG_LEVEL, by which programs for LLM-DataDist choose what it logs: "0" debug to "3" error."""
+    return os.environ.get("ASCEND_GLOBAL_LOG_LEVEL")
+
+
+def set_environment_default(name: str, value: str) -> None:
+    """Sets an environment variable that nobody has set."""
+    os.environ.setdefault(name, value)

@@ -51,6 +51,10 @@ class FabricError(Exception):
     """Root of every error that the fabric raises by itself."""
 
 
+class NoneGiven(TypeError, AttributeError):
+    """None where an object is needed. LLM-DataDist lets it through and fails with an AttributeError: this is both."""
+
+
 class ConfigError(FabricError, ValueError):
     """A setting, a configuration file or a model directory cannot be used as it is."""
 
@@ -151,6 +155,12 @@ class TransferUnknown(LLMException, LookupError):
 
 class UnknownTransport(FabricError, LookupError):
     """No transport of this name is installed."""
+
+
+class AliasTaken(LLMException):
+    """Another live endpoint already listens under this alias."""
+
+    default_code = LLMStatusCode.LLM_FAILED
 
 
 class ClusterIdTaken(LLMException):

@@ -16,12 +16,13 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_kvfabric.actors.clients import SchedulerClient
-from ray_kvfabric.actors.edge import fetch, peer_errors
+from ray_kvfabric.actors.edge import fetch, peer_errors, require_ray
 from ray_kvfabric.actors.endpoint import Seat, open_endpoint
 from ray_kvfabric.actors.launch import (
     Started,
     end_fabric,
     find_worker,
+    retire,
     scheduler_exists,
     start_scheduler,
     start_workers,
@@ -154,11 +155,23 @@ class Fabric:
 
         Its manager leaves the fabric when it is closed, or with this object. Pushes that others launch here
         come by a long poll; subclass CacheWorker to take them as actor calls. Raises ClusterIdTaken.
+        A detached fabric that was retired since this object met it is started again.
         """
         seat = Seat(self.name, cluster_id, settings or endpoint_settings(), role)
-        manager = open_endpoint(seat, tracer_pid=tracer_pid)
+        manager = self._take(seat, tracer_pid, Deadline.after(START_S))
         self._joined.append(manager)
         return manager
+
+    def _take(self, seat: Seat, tracer_pid: int | None, deadline: Deadline) -> CacheManager:
+        """An announcement that meets a scheduler in its last moment is refused with NotLinked: there will be another."""
+        while True:
+            require_ray()
+            try:
+                return open_endpoint(seat, tracer_pid=tracer_pid)
+            except NotLinked:
+                if self.lifetime != "detached" or deadline.passed:
+                    raise
+            self._meet_scheduler()
 
     # ---- caches ------------------------------------------------------------------------------------
 
@@ -270,6 +283,17 @@ class Fabric:
 
     def _deadline(self) -> Deadline:
         return Deadline.after(self.timeout_s)
+
+    def retire(self) -> bool:
+        """Ends this fabric if no endpoint is left, whoever started it; then True, and its name is free.
+
+        False when endpoints remain, or no scheduler. Who joins at the same moment is either one that remains, or
+        starts the fabric anew. For detached fabrics that shall end with their last member.
+        """
+        is_ended = retire(self._client, self._deadline())
+        if is_ended:
+            self._started.clear()
+        return is_ended
 
     def close(self) -> None:
         """Leaves with the endpoints that were joined here; ends what was started here, unless detached."""

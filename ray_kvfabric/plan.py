@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from ray_kvfabric.cache.checks import check_int, check_layer_range
+from ray_kvfabric.cache.checks import check_int, check_layer_range, check_type
 from ray_kvfabric.cache.layout import Region, describe
 from ray_kvfabric.errors import ParamInvalid
 
@@ -38,11 +38,33 @@ class Run(NamedTuple):
 
 
 class LayerRequest(NamedTuple):
-    """Layers [source] go to layers [target]; both None means every tensor of the cache."""
+    """Layers [source] go to layers [target]; a None means every tensor of that cache."""
 
     source: range | None
     target: range | None
     tensors_per_layer: int
+
+
+class Cut(NamedTuple):
+    """How one side of a transfer is cut into blocks: block i starts `offset + i * stride` bytes into a tensor."""
+
+    offset: int
+    num_blocks: int
+    nbytes: int
+    stride: int
+
+    @property
+    def stop(self) -> int:
+        return self.offset + (self.num_blocks - 1) * self.stride + self.nbytes
+
+
+class Part(NamedTuple):
+    """Cuts of equal block size on both sides, and which block of the one goes to which of the other."""
+
+    source: Cut
+    target: Cut
+    source_blocks: tuple[int, ...]
+    target_blocks: tuple[int, ...]
 
 
 class LayerSpan(NamedTuple):
@@ -84,6 +106,10 @@ def request_layers(
     every_layer = range(num_tensors // per_layer)
     source = every_layer if source is None else check_layer_range(source, "src_layer_range")
     target = every_layer if target is None else check_layer_range(target, "dst_layer_range")
+    if num_tensors % per_layer:
+        raise ParamInvalid(
+            f"tensor_num_per_layer {per_layer} does not divide the {num_tensors} tensors of the source cache"
+        )
     if len(source) != len(target):
         raise ParamInvalid(
             f"src_layer_range has {len(source)} layers ({source!r}), dst_layer_range {len(target)} ({target!r})"
@@ -107,33 +133,63 @@ def _every_tensor(tensors_per_layer: int, num_tensors: int) -> LayerRequest:
     return LayerRequest(None, None, per_layer)
 
 
+def request_pulled_layers(
+    source: range | None, target: range | None, tensors_per_layer: int, num_tensors: int
+) -> LayerRequest:
+    """The lax rule of a pull (contract 12.3): an empty range is none, each may be given alone.
+
+    A side without a range means all of its tensors. `num_tensors` is the local, the target cache's.
+    """
+    per_layer = _check_per_layer(tensors_per_layer)
+    source, target = _lax_range(source, "src_layer_range"), _lax_range(target, "dst_layer_range")
+    if source is None and target is None:
+        return LayerRequest(None, None, per_layer)
+    if num_tensors % per_layer:
+        raise ParamInvalid(
+            f"tensor_num_per_layer {per_layer} does not divide the {num_tensors} tensors of the target cache"
+        )
+    layers = num_tensors // per_layer
+    if target is not None and target.stop > layers:
+        raise ParamInvalid(f"dst_layer_range {target!r} ends beyond the {layers} layers of the target cache")
+    wanted = layers if target is None else len(target)
+    if source is not None and len(source) != wanted:
+        raise ParamInvalid(f"src_layer_range has {len(source)} layers ({source!r}), the target side has {wanted}")
+    return LayerRequest(source, target, per_layer)
+
+
+def _lax_range(layers: range | None, field: str) -> range | None:
+    if layers is None or not check_type(layers, range, field):
+        return None
+    if layers.step != 1 or layers.start < 0:
+        raise ParamInvalid(f"{field} must have step 1 and start at 0 or later, got {layers!r}")
+    check_int(layers.stop, "uint32", f"{field}.stop")
+    return layers
+
+
 def span_layers(request: LayerRequest, source_tensors: int, target_tensors: int) -> LayerSpan:
-    """The request in regions. Raises LLMException (LLM_PARAM_INVALID) naming the side that does not fit."""
+    """The request in regions. Raises LLMException (LLM_PARAM_INVALID) naming the side that does not fit.
+
+    That the local side divides into layers was checked with the request; of the other one only the end counts.
+    """
     per_layer = request.tensors_per_layer
-    if request.source is None or request.target is None:
-        if source_tensors != target_tensors:
-            raise ParamInvalid(
-                f"num_tensors differ: the source cache has {source_tensors}, the target cache {target_tensors}"
-            )
-        return LayerSpan(0, 0, source_tensors, 0, max(source_tensors // per_layer, 1))
-    _check_side("src_layer_range", "source", request.source, per_layer, source_tensors)
-    _check_side("dst_layer_range", "target", request.target, per_layer, target_tensors)
+    source_first, source_count = _side("src_layer_range", "source", request.source, per_layer, source_tensors)
+    target_first, target_count = _side("dst_layer_range", "target", request.target, per_layer, target_tensors)
+    if source_count != target_count:
+        raise ParamInvalid(
+            f"num_tensors differ: the source cache gives {source_count}, the target cache takes {target_count}"
+        )
     return LayerSpan(
-        request.source.start * per_layer,
-        request.target.start * per_layer,
-        len(request.source) * per_layer,
-        request.target.start,
-        len(request.source),
+        source_first, target_first, source_count, target_first // per_layer, max(source_count // per_layer, 1)
     )
 
 
-def _check_side(field: str, side: str, layers: range, per_layer: int, num_tensors: int) -> None:
-    if num_tensors % per_layer:
-        raise ParamInvalid(
-            f"tensor_num_per_layer {per_layer} does not divide the {num_tensors} tensors of the {side} cache"
-        )
+def _side(field: str, side: str, layers: range | None, per_layer: int, num_tensors: int) -> tuple[int, int]:
+    """First tensor and how many; without a range all of them."""
+    if layers is None:
+        return 0, num_tensors
     if layers.stop > num_tensors // per_layer:
         raise ParamInvalid(f"{field} {layers!r} ends beyond the {num_tensors // per_layer} layers of the {side} cache")
+    return layers.start * per_layer, len(layers) * per_layer
 
 
 def check_regions(
@@ -179,3 +235,31 @@ def merge_runs(source_blocks: Iterable[int], target_blocks: Iterable[int]) -> li
         else:
             runs.append(Run(source, target, 1))
     return runs
+
+
+def row_to_row(source_offset: int, target_offset: int, nbytes: int) -> list[Part]:
+    """One stretch of bytes a tensor."""
+    return [Part(Cut(source_offset, 1, nbytes, nbytes), Cut(target_offset, 1, nbytes, nbytes), (0,), (0,))]
+
+
+def row_to_blocks(source: Cut, piece_nbytes: int, target: Cut, target_blocks: tuple[int, ...]) -> list[Part]:
+    """One row (`source`, of one block) cut into pieces; piece i goes to target block `target_blocks[i]`.
+
+    The row's last piece may be shorter. Raises LLMException (LLM_PARAM_INVALID) when the row has too few.
+    """
+    pieces = -(-source.nbytes // piece_nbytes)
+    if len(target_blocks) > pieces:
+        raise ParamInvalid(
+            f"dst_blocks has {len(target_blocks)} entries, the source row of {source.nbytes} bytes fills {pieces} "
+            f"blocks of {piece_nbytes} bytes"
+        )
+    full = min(len(target_blocks), source.nbytes // piece_nbytes)
+    parts = []
+    if full:
+        cut = Cut(source.offset, full, piece_nbytes, piece_nbytes)
+        parts.append(Part(cut, target._replace(nbytes=piece_nbytes), tuple(range(full)), target_blocks[:full]))
+    if full < len(target_blocks):
+        rest = source.nbytes - full * piece_nbytes
+        tail = Cut(source.offset + full * piece_nbytes, 1, rest, rest)
+        parts.append(Part(tail, target._replace(nbytes=rest), (0,), target_blocks[full:]))
+    return parts

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.cache.layout import Region
 
 
@@ -54,14 +55,25 @@ class EndpointInfo:
     transports: tuple[str, ...]
     node: str = ""
     role: str = "MIX"
+    alias: str = ""  # "ip:port" by which programs written for LLM-DataDist know it; nothing listens there
+    has_device_pool: bool = False
 
     def __str__(self) -> str:
         return f"endpoint {self.cluster_id} (incarnation {self.incarnation:016x}, pid {self.pid})"
 
 
+class RowKey(NamedTuple):
+    """A request or a prefix that names one row of a continuous cache."""
+
+    kind: str  # "request" or "prefix"
+    number: int
+    model_id: int
+    row: int
+
+
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """One blocks cache as its endpoint announces it.
+    """One cache as its endpoint announces it. A region's blocks are the rows of a continuous cache.
 
     `slot` and `generation` name its word in the endpoint's shared page: while the word holds the generation,
     this description is good. `segments` is empty for memory that the fabric did not allocate.
@@ -78,6 +90,23 @@ class CacheInfo:
     remote_accessible: bool
     memory: str
     segments: tuple[Segment, ...] = ()
+    is_blocks: bool = True
+    is_allocated: bool = False
+    keys: tuple[RowKey, ...] = ()  # of a continuous cache
+
+    def is_named(self, name: CacheName) -> bool:
+        if name.kind == "model":
+            return self.model_id == name.model_id
+        if name.kind == "id":
+            return self.cache_id == name.number
+        if name.kind == "address":
+            return any(region.base <= name.number < region.base + region.extent for region in self.regions)
+        return self.row_of(name) is not None
+
+    def row_of(self, name: CacheName) -> int | None:
+        """The row that a request or prefix names here."""
+        wanted = (name.kind, name.number, name.model_id)
+        return next((key.row for key in self.keys if key[:3] == wanted), None)
 
     @property
     def nbytes(self) -> int:

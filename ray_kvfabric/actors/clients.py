@@ -1,7 +1,7 @@
 """The ports of an endpoint over Ray, and the client of a fabric's scheduler below them.
 
 SchedulerClient   finds the scheduler by name, again after it restarted, until the deadline
-RayDirectory      ports.Directory: remembers what was published, so that it can be told again
+RayDirectory      ports.Directory: remembers what was announced and published, so that it can be told again
 RayPeers          ports.PeerCalls: a question goes through the scheduler to the peer
 """
 
@@ -19,6 +19,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from ray_kvfabric.actors.edge import fetch, peer_errors, require_ray
 from ray_kvfabric.actors.names import scheduler_name
+from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.config import NAMESPACE
 from ray_kvfabric.control.directory import enter
 from ray_kvfabric.control.errands import Errand
@@ -107,19 +108,27 @@ class RayDirectory:
         self.on_leave: Callable[[], None] | None = None
         self._actor = actor
         self._actor_id = ray.get_runtime_context().get_actor_id() if actor is not None else None
+        self._endpoint: EndpointInfo | None = None  # as it was announced last
         self._published: dict[int, CacheInfo] = {}  # in the order of publishing
         self._lock = threading.Lock()  # one change at a time: what the scheduler is told is never older
 
     def announce(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
         with self._lock:
             self._announce(endpoint, deadline)
+            self._endpoint = endpoint
+
+    def announce_again(self, deadline: Deadline) -> None:
+        """For a scheduler that does not know this endpoint, or no longer."""
+        with self._lock:
+            if self._endpoint is not None:
+                self._announce(self._endpoint, deadline)
 
     def publish(self, endpoint: EndpointInfo, cache: CacheInfo, deadline: Deadline) -> None:
         with self._lock:
             try:
                 self.client.call("publish", endpoint, cache, deadline=deadline)
             except NotLinked:
-                self._announce(endpoint, deadline)
+                self._announce(self._endpoint or endpoint, deadline)
                 self.client.call("publish", endpoint, cache, deadline=deadline)
             enter(self._published, cache)
 
@@ -128,9 +137,17 @@ class RayDirectory:
             self._published.pop(cache_id, None)
             self.client.call("withdraw", endpoint, cache_id, deadline=deadline)
 
-    def resolve(self, cluster_id: int, model_id: int, deadline: Deadline) -> Route:
-        route: Route = self.client.call("resolve", cluster_id, model_id, deadline=deadline)
+    def resolve(self, cluster_id: int, name: CacheName, deadline: Deadline) -> Route:
+        route: Route = self.client.call("resolve", cluster_id, name, deadline=deadline)
         return route
+
+    def endpoint(self, cluster_id: int, deadline: Deadline) -> EndpointInfo:
+        found: EndpointInfo = self.client.call("endpoint", cluster_id, deadline=deadline)
+        return found
+
+    def endpoint_at(self, alias: str, deadline: Deadline) -> EndpointInfo:
+        found: EndpointInfo = self.client.call("endpoint_at", alias, deadline=deadline)
+        return found
 
     def leave(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
         """Never raises for a fabric, or a Ray, that is gone already."""
@@ -152,8 +169,8 @@ class RayPeers:
     def __init__(self, client: SchedulerClient) -> None:
         self._client = client
 
-    def ask(self, peer: EndpointInfo, question: str, arguments: dict[str, int], deadline: Deadline) -> object:
+    def ask(self, peer: EndpointInfo, question: str, arguments: dict[str, Any], deadline: Deadline) -> object:
+        """The peer's answer. It is asked once, however often Ray or this client repeats the call."""
+        asked = {"question_id": uuid.uuid4().hex, "question": question, "arguments": arguments}
         with peer_errors(str(peer)):
-            return self._client.errand(
-                peer.cluster_id, "answer", deadline, peer.incarnation, question=question, arguments=arguments
-            )
+            return self._client.errand(peer.cluster_id, "answer", deadline, peer.incarnation, **asked)

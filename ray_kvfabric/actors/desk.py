@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ray_kvfabric.actors.answers import Answers
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.control.errands import METHODS, Errand, Outcome
@@ -10,10 +13,11 @@ from ray_kvfabric.route import Receipt
 
 
 class Desk:
-    """Each method is idempotent: a push of a known transfer_id waits for that transfer."""
+    """Each method is idempotent: a push of a known transfer_id, or a known question, is not made again."""
 
     def __init__(self, manager: CacheManager) -> None:
         self.manager = manager
+        self._answers = Answers()
 
     def push_blocks(
         self,
@@ -50,8 +54,8 @@ class Desk:
         except TransferUnknown:
             return False
 
-    def answer(self, question: str, arguments: dict[str, int]) -> object:
-        return self.manager.answer(question, arguments)
+    def answer(self, question_id: str, question: str, arguments: dict[str, Any]) -> object:
+        return self._answers.once(question_id, lambda: self.manager.answer(question, arguments))
 
     def status(self) -> dict[str, object]:
         return self.manager.status()

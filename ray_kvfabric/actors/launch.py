@@ -1,7 +1,7 @@
 """Starting and ending a fabric's actors. The only place that says ray.remote.
 
 lifetime job        scheduler and workers belong to the process that started them and end with it
-lifetime detached   they stay until `end_fabric`
+lifetime detached   they stay until `end_fabric`, or until `retire` finds no endpoint left
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorAlreadyExistsError, ActorDiedError, GetTimeoutError, RayActorError
 from ray.util import list_named_actors
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ray_kvfabric.actors.clients import SchedulerClient
 from ray_kvfabric.actors.edge import fetch, peer_errors
 from ray_kvfabric.actors.endpoint import Seat
 from ray_kvfabric.actors.names import belongs, placement_name, scheduler_name, worker_name
@@ -67,10 +68,27 @@ def _find(name: str) -> ActorHandle[Any] | None:
 def start_scheduler(
     fabric: str, settings: SchedulerSettings, lifetime: str, deadline: Deadline
 ) -> tuple[ActorHandle[Any] | None, str]:
-    """The scheduler, if this call made it, and its lifetime; one that runs already stays as it is."""
+    """The scheduler, if this call made it, and its lifetime; one that runs already stays as it is.
+
+    One that is ending is waited for, and followed by another.
+    """
     founder = uuid.uuid4().hex
+    while True:
+        found = _meet_scheduler(fabric, settings, lifetime, founder, deadline)
+        if found is not None:
+            scheduler, introduction = found
+            return (scheduler if introduction["founder"] == founder else None), introduction["lifetime"]
+        if deadline.passed:
+            raise TransferTimeout(f"the ending fabric {fabric!r} was not gone in time")
+        time.sleep(RETRY_S)
+
+
+def _meet_scheduler(
+    fabric: str, settings: SchedulerSettings, lifetime: str, founder: str, deadline: Deadline
+) -> tuple[ActorHandle[Any], dict[str, Any]] | None:
+    """The scheduler and its introduction; None for one that is ending."""
     scheduler_class: Any = ray.remote(SchedulerActor)
-    scheduler: ActorHandle[Any] = scheduler_class.options(
+    options = scheduler_class.options(
         name=scheduler_name(fabric),
         namespace=NAMESPACE,
         lifetime=_ray_lifetime(lifetime),
@@ -79,10 +97,31 @@ def start_scheduler(
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=MAX_PARKED_CALLS,
-    ).remote(settings, lifetime, founder)
+    )
     with peer_errors(f"the scheduler of fabric {fabric!r}"):
-        found = fetch(scheduler.introduce.remote(), deadline, f"the start of fabric {fabric!r}")
-    return (scheduler if found["founder"] == founder else None), found["lifetime"]
+        try:
+            scheduler: ActorHandle[Any] = options.remote(settings, lifetime, founder)
+            introduction = fetch(scheduler.introduce.remote(), deadline, f"the start of fabric {fabric!r}")
+        except ActorDiedError as error:
+            if error.actor_init_failed:
+                raise
+            return None
+        except ValueError:  # its name was taken when it was to be made, and free when it was looked for
+            return None
+    return None if introduction["is_ending"] else (scheduler, introduction)
+
+
+def retire(client: SchedulerClient, deadline: Deadline) -> bool:
+    """Ends a fabric without endpoints; True when its name is free. False for one with endpoints, and for none."""
+    try:
+        is_ending = bool(client.call("retire", deadline=deadline))
+    except NotLinked:
+        return False
+    while is_ending and scheduler_exists(client.fabric):
+        if deadline.passed:
+            raise TransferTimeout(f"the scheduler of fabric {client.fabric!r} did not end in time")
+        time.sleep(RETRY_S)
+    return is_ending
 
 
 def start_workers(

@@ -20,7 +20,7 @@ from ray_kvfabric.actors.desk import Desk
 from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.control.events import Orders
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import ClusterIdTaken, FabricError
+from ray_kvfabric.errors import AliasTaken, ClusterIdTaken, FabricError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ class Agent:
     def __init__(self, directory: RayDirectory, desk: Desk) -> None:
         self._directory = directory
         self._desk = desk
-        self._endpoint = desk.manager.endpoint
         self._job = ray.get_runtime_context().get_job_id()
         self._stopped: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="kvfabric-agent", daemon=True)
@@ -55,7 +54,7 @@ class Agent:
         """One poll and what it brought; returns what the next one acknowledges."""
         try:
             return self._follow(self._poll(acknowledged))
-        except ClusterIdTaken as error:
+        except (ClusterIdTaken, AliasTaken) as error:
             logger.error("this endpoint left the fabric: %s", error)
             self.stop()
         except (FabricError, RayError, FutureTimeout) as error:
@@ -70,7 +69,8 @@ class Agent:
         return ray.is_initialized() and ray.get_runtime_context().get_job_id() == self._job
 
     def _poll(self, acknowledged: tuple[str, ...]) -> Orders:
-        reply: Future[Orders] = self._directory.client.submit("poll", self._endpoint, acknowledged).future()
+        endpoint = self._desk.manager.endpoint
+        reply: Future[Orders] = self._directory.client.submit("poll", endpoint, acknowledged).future()
         ends: list[Future[Any]] = [reply, self._stopped]
         wait(ends, timeout=PATIENCE_S, return_when=FIRST_COMPLETED)
         return Orders() if self._stopped.done() else reply.result(timeout=0)
@@ -78,7 +78,7 @@ class Agent:
     def _follow(self, orders: Orders) -> tuple[str, ...]:
         self._desk.manager.drop_dead_links()
         if orders.announce_again and not self._stopped.done():
-            self._directory.announce(self._endpoint, Deadline.after(CALL_S))
+            self._directory.announce_again(Deadline.after(CALL_S))
         for errand in orders.errands:
             threading.Thread(target=self._serve, args=(errand,), name="kvfabric-errand", daemon=True).start()
         return tuple(errand.errand_id for errand in orders.errands)

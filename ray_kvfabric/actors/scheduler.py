@@ -16,9 +16,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError
 
 from ray_kvfabric.actors.liveness import process_gone
-from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.keys import BlocksCacheKey, CacheName
 from ray_kvfabric.config import SchedulerSettings
-from ray_kvfabric.control.directory import Member
+from ray_kvfabric.control.directory import Mark, Member, mark
 from ray_kvfabric.control.errands import Errand, Outcome
 from ray_kvfabric.control.events import (
     Announce,
@@ -28,11 +28,14 @@ from ray_kvfabric.control.events import (
     Call,
     Command,
     Died,
+    End,
     Event,
     Forget,
     GaveUp,
     Leave,
     Lives,
+    LookUp,
+    LookUpAlias,
     Orders,
     Poll,
     Probe,
@@ -40,6 +43,7 @@ from ray_kvfabric.control.events import (
     Refuse,
     Report,
     Resolve,
+    Retire,
     Send,
     Tick,
     Watch,
@@ -50,6 +54,7 @@ from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
 
 PROBE_S = 5.0  # an actor that does not answer for so long counts as alive: a name is not taken from the slow
 HOLD_S = 3600.0
+FAREWELL_S = 0.1  # between the answer to `retire` and the end
 
 
 class SchedulerActor:
@@ -59,10 +64,15 @@ class SchedulerActor:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._loop = asyncio.get_event_loop()
         self._state = SchedulerState(settings, self._loop.time() + settings.rebuild_s if restarted else 0.0)
-        self._introduction = {"founder": founder, "lifetime": lifetime, "restarted": bool(restarted)}
+        self._introduction = {
+            "founder": founder,
+            "lifetime": lifetime,
+            "restarted": bool(restarted),
+            "is_ending": False,
+        }
         self._requests = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._handles: dict[tuple[int, int], ActorHandle[Any]] = {}
+        self._handles: dict[Mark, ActorHandle[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -76,12 +86,14 @@ class SchedulerActor:
         actor_id: str | None,
         caches: tuple[CacheInfo, ...],
     ) -> None:
+        is_new = mark(endpoint) not in self._handles
         if actor is not None:
-            self._handles[_mark(endpoint)] = actor
+            self._handles[mark(endpoint)] = actor
         try:
             await self._ask(Announce, endpoint, actor_id, caches)
         except BaseException:
-            self._handles.pop(_mark(endpoint), None)
+            if is_new:
+                self._handles.pop(mark(endpoint), None)
             raise
 
     async def publish(self, endpoint: EndpointInfo, cache: CacheInfo) -> None:
@@ -93,9 +105,22 @@ class SchedulerActor:
     async def leave(self, endpoint: EndpointInfo) -> None:
         await self._ask(Leave, endpoint)
 
-    async def resolve(self, cluster_id: int, model_id: int) -> Route:
-        route: Route = await self._ask(Resolve, cluster_id, model_id)
+    async def resolve(self, cluster_id: int, name: CacheName) -> Route:
+        route: Route = await self._ask(Resolve, cluster_id, name)
         return route
+
+    async def endpoint(self, cluster_id: int) -> EndpointInfo:
+        found: EndpointInfo = await self._ask(LookUp, cluster_id)
+        return found
+
+    async def endpoint_at(self, alias: str) -> EndpointInfo:
+        found: EndpointInfo = await self._ask(LookUpAlias, alias)
+        return found
+
+    async def retire(self) -> bool:
+        """Whether no endpoint is left; this actor then ends itself, and its name is free."""
+        is_ending: bool = await self._ask(Retire)
+        return is_ending
 
     async def poll(self, endpoint: EndpointInfo, acknowledged: tuple[str, ...]) -> Orders:
         """An endpoint's long poll: it renews the lease and brings errands home."""
@@ -161,14 +186,18 @@ class SchedulerActor:
             case Refuse(request, error):
                 self._settle(request).set_exception(error)
             case Call(request, endpoint, errand):
-                method = getattr(self._handles[_mark(endpoint)], errand.method)
+                method = getattr(self._handles[mark(endpoint)], errand.method)
                 self._settle(request).set_result([method.remote(**errand.arguments)])
             case Probe(endpoint, _):
                 self._begin(self._probe(endpoint))
             case Watch(endpoint):
                 self._begin(self._watch(endpoint))
             case Forget(endpoint):
-                self._handles.pop(_mark(endpoint), None)
+                self._handles.pop(mark(endpoint), None)
+            case End():
+                self._introduction["is_ending"] = True
+                # Killed, not left: Ray would start an actor again that leaves while calls to it may be repeated.
+                self._loop.call_later(FAREWELL_S, ray.kill, ray.get_runtime_context().current_actor)
 
     def _settle(self, request: int) -> asyncio.Future[Any]:
         """The caller's future; one that nobody reads for a caller that is gone."""
@@ -186,7 +215,7 @@ class SchedulerActor:
         self._tell(Lives(now, endpoint) if now_alive else Died(now, endpoint, "died"))
 
     async def _alive(self, endpoint: EndpointInfo) -> bool:
-        actor = self._handles.get(_mark(endpoint))
+        actor = self._handles.get(mark(endpoint))
         if actor is None:
             return not process_gone(endpoint)
         try:
@@ -199,7 +228,7 @@ class SchedulerActor:
 
     async def _watch(self, endpoint: EndpointInfo) -> None:
         """The endpoint's actor does not answer this call while it lives: its failure tells of its death."""
-        while (actor := self._handles.get(_mark(endpoint))) is not None:
+        while (actor := self._handles.get(mark(endpoint))) is not None:
             if not await self._held(actor, endpoint):
                 self._tell(Died(self._loop.time(), endpoint, "died"))
 
@@ -211,7 +240,3 @@ class SchedulerActor:
         except RayActorError:  # it may be back in a moment, as this incarnation or as another
             return await self._alive(endpoint)
         return True
-
-
-def _mark(endpoint: EndpointInfo) -> tuple[int, int]:
-    return endpoint.cluster_id, endpoint.incarnation

@@ -58,9 +58,9 @@ class CacheWorker:
         return self._desk.cancel(transfer_id)
 
     @ray.method(concurrency_group="control")
-    def answer(self, question: str, arguments: dict[str, int]) -> object:
-        """What a peer asked through its PeerCalls."""
-        return self._desk.answer(question, arguments)
+    def answer(self, question_id: str, question: str, arguments: dict[str, Any]) -> object:
+        """What a peer asked through its PeerCalls; the same question_id is the same question."""
+        return self._desk.answer(question_id, question, arguments)
 
     @ray.method(concurrency_group="control")
     def endpoint(self) -> EndpointInfo:

@@ -12,7 +12,7 @@ import numpy as np
 from ray_kvfabric.bench.cases import Case
 from ray_kvfabric.bench.contents import Held, fill_target, first_wrong
 from ray_kvfabric.cache.handle import Cache
-from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.keys import BlocksCacheKey, CacheName
 from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings, PoolSettings, endpoint_settings
@@ -45,13 +45,21 @@ class Roads:
     def leave(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
         """Nobody listens."""
 
-    def resolve(self, cluster_id: int, model_id: int, deadline: Deadline) -> Route:
-        if not any(cluster_id == known for known, _ in self._routes):
-            raise NotLinked(f"no endpoint has cluster_id {cluster_id}")
-        try:
-            return self._routes[cluster_id, model_id]
-        except KeyError:
-            raise CacheNotFound(f"endpoint {cluster_id} has no blocks cache of model_id {model_id}") from None
+    def resolve(self, cluster_id: int, name: CacheName, deadline: Deadline) -> Route:
+        self.endpoint(cluster_id, deadline)
+        for (known, _), route in self._routes.items():
+            if known == cluster_id and route.cache.is_named(name):
+                return route
+        raise CacheNotFound(f"endpoint {cluster_id} has no {name}")
+
+    def endpoint(self, cluster_id: int, deadline: Deadline) -> EndpointInfo:
+        for (known, _), route in self._routes.items():
+            if known == cluster_id:
+                return route.endpoint
+        raise NotLinked(f"no endpoint has cluster_id {cluster_id}")
+
+    def endpoint_at(self, alias: str, deadline: Deadline) -> EndpointInfo:
+        raise NotLinked(f"nobody listens under {alias}")
 
 
 def settings(transports: tuple[str, ...] | None = None) -> EndpointSettings:

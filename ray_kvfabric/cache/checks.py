@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from ray_kvfabric.errors import ParamInvalid
+from ray_kvfabric.errors import NoneGiven, ParamInvalid
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ def check_int(value: object, width: str, field: str) -> int:
 
 def check_type(value: object, kind: type[T], field: str) -> T:
     """`value` if it is a `kind`, else a TypeError that names the field."""
+    if value is None:
+        raise NoneGiven(f"{field} must be a {kind.__name__}, got None")
     if not isinstance(value, kind):
         raise TypeError(f"{field} must be a {kind.__name__}, got {type(value).__name__}")
     return value

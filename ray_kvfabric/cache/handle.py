@@ -41,10 +41,13 @@ class Cache:
 
     @classmethod
     def create_cpu_cache(cls, cache_desc: CacheDesc, addrs: list[int]) -> Cache:
-        """A blocks cache in host memory that no manager knows; usable in swap_blocks only."""
+        """A blocks cache in host memory that no manager knows; usable in swap_blocks only.
+
+        TypeError for wrong types and for an address that no uint64 holds, LLMException (LLM_PARAM_INVALID) else.
+        """
         check_type(cache_desc, CacheDesc, "cache_desc")
         for position, address in enumerate(check_type(addrs, list, "addrs")):
-            check_int(address, "uint64", f"addrs[{position}]")
+            _check_address(address, f"addrs[{position}]")
         if cache_desc.placement is not Placement.HOST:
             raise ParamInvalid(f"cache_desc.placement must be HOST, got {cache_desc.placement}")
         if len(addrs) != cache_desc.num_tensors:
@@ -103,11 +106,22 @@ class Cache:
             )
         return self._open(tensor_index)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """A pickled handle keeps its numbers; the memory stays with the manager."""
+        return type(self), (self._cache_id, self._cache_desc, self._tensor_addrs, self._is_blocks_cache)
+
     def __repr__(self) -> str:
         return (
             f"Cache(cache_id = {self._cache_id}, device_tensor_addrs = {len(self._tensor_addrs)}, "
             f"is_blocks_cache = {self._is_blocks_cache})"
         )
+
+
+def _check_address(address: object, field: str) -> None:
+    try:
+        check_int(address, "uint64", field)
+    except ValueError as error:
+        raise TypeError(str(error)) from None  # the binding's answer to what no native field holds (contract 3.2)
 
 
 _TORCH_NAMES = {

@@ -5,10 +5,40 @@ Keys have no equality and no hash, as in LLM-DataDist: two that look alike compa
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 from ray_kvfabric.cache.checks import check_int
 from ray_kvfabric.errors import ParamInvalid
 
 UNSET_ID = 2**64 - 1  # a req_id or prefix_id of this value means "not set"
+
+
+class CacheName(NamedTuple):
+    """What a directory is asked for: one cache of an endpoint.
+
+    kind      number       model_id
+    model     0            the blocks cache's
+    id        cache_id     0
+    request   req_id       the key's
+    prefix    prefix_id    the key's
+    address   any address inside one of its tensors, 0
+    """
+
+    kind: Literal["model", "id", "request", "prefix", "address"]
+    number: int
+    model_id: int = 0
+
+    def __str__(self) -> str:
+        if self.kind == "model":
+            return f"blocks cache of model_id={self.model_id}"
+        if self.kind == "id":
+            return f"cache {self.number}"
+        if self.kind == "address":
+            return f"cache at address {self.number:#x}"
+        return f"cache of {self.kind} id {self.number}, model_id={self.model_id}"
+
+
+WayName = tuple[int, CacheName]  # cluster_id, and a cache there
 
 
 def _bind(kind: str, names: tuple[str, ...], args: tuple[object, ...], kwargs: dict[str, object]) -> dict[str, object]:
@@ -32,13 +62,19 @@ class BlocksCacheKey:
     `prompt_cluster_id` is another spelling of `cluster_id`. At registration only `model_id` counts.
     """
 
-    __slots__ = ("_cluster_id", "_model_id", "_prompt_spelling")
+    __slots__ = ("_cluster_id", "_model_id", "_prompt_spelling", "_way")
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         bound = _bind("BlocksCacheKey", ("cluster_id", "model_id"), args, kwargs)
         self._prompt_spelling = not args and "cluster_id" not in kwargs
         self._cluster_id = _checked_lenient(bound["cluster_id"], "cluster_id")
         self._model_id = _checked_lenient(bound.get("model_id", 0), "model_id")
+        self._way = (self._cluster_id, CacheName("model", 0, self._model_id))
+
+    @property
+    def way(self) -> WayName:
+        """What a push to this key asks for; made once, because pushes are many."""
+        return self._way
 
     @property
     def cluster_id(self) -> int:

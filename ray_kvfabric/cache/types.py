@@ -180,4 +180,4 @@ def _checked_dim(index: int, field: str, rank: int) -> int:
         raise TypeError(f"{field} must be an int, got {type(index).__name__}")
     if not 0 <= index < rank:
         raise ParamInvalid(f"{field} must be in [0, {rank}) for a shape of {rank} dimensions, got {index}")
-    return index
+    return int(index)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.cli.cluster import running_cluster
 from ray_kvfabric.cli.output import console, print_json, table
 from ray_kvfabric.cli.updown import address_option, json_option
 from ray_kvfabric.config import FabricConfig
 from ray_kvfabric.control.directory import Member
-from ray_kvfabric.errors import CacheNotFound, NotLinked
+from ray_kvfabric.errors import NotLinked
 from ray_kvfabric.fabric import Fabric
 from ray_kvfabric.route import EndpointInfo, Route
 from ray_kvfabric.transport.registry import Verdict, create, judge, names
@@ -29,7 +30,7 @@ def explain(
     with running_cluster(address):
         members = Fabric(FabricConfig(name=name)).members()
     by_id = {member.endpoint.cluster_id: member for member in members}
-    route = _route(by_id, cluster_id, model_id)
+    route = _find(by_id, cluster_id).route(CacheName("model", 0, model_id))
     choices = [(source, judge_from(source, route)) for source in _sources(by_id, cluster_id, source_id)]
     if as_json:
         print_json([_describe(source, route, verdicts) for source, verdicts in choices])
@@ -48,14 +49,6 @@ def _find(members: dict[int, Member], cluster_id: int) -> Member:
         known = ", ".join(map(str, members)) or "none"
         raise NotLinked(f"no endpoint has cluster_id {cluster_id}; known: {known}")
     return members[cluster_id]
-
-
-def _route(members: dict[int, Member], cluster_id: int, model_id: int) -> Route:
-    member = _find(members, cluster_id)
-    cache = member.keyed(model_id)
-    if cache is None:
-        raise CacheNotFound(f"{member.endpoint} has no blocks cache of model_id {model_id}")
-    return Route(member.endpoint, cache)
 
 
 def _sources(members: dict[int, Member], target_id: int, source_id: int | None) -> list[EndpointInfo]:

@@ -2,14 +2,19 @@
 
 cluster_id -> Member: endpoint with its incarnation, lease, caches by cache_id
 (cluster_id, model_id) -> the newest cache published under that model_id; older ones lost the key
+alias -> at most one Member; "0.0.0.0:port" is every ip of that port
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ray_kvfabric.errors import CacheNotFound, ClusterIdTaken, NotLinked, StaleIncarnation
+from ray_kvfabric.cache.keys import CacheName
+from ray_kvfabric.errors import AliasTaken, CacheNotFound, ClusterIdTaken, NotLinked, StaleIncarnation
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
+
+EVERY_IP = "0.0.0.0"
+Mark = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -21,12 +26,42 @@ class Member:
     lease_until: float
     caches: dict[int, CacheInfo] = field(default_factory=dict)
 
-    def keyed(self, model_id: int) -> CacheInfo | None:
-        return next((cache for cache in self.caches.values() if cache.model_id == model_id), None)
+    def route(self, name: CacheName) -> Route:
+        """To the newest cache of that name. Raises CacheNotFound that names the model_ids the endpoint has."""
+        found = [cache for cache in self.caches.values() if cache.is_named(name)]
+        if not found:
+            raise CacheNotFound(f"{self.endpoint} has no {name}{self._held() if name.kind == 'model' else ''}")
+        keeps_first = name.kind in ("request", "prefix")  # a later holder does not take these over
+        return Route(self.endpoint, found[0 if keeps_first else -1])
+
+    def _held(self) -> str:
+        held = sorted({cache.model_id for cache in self.caches.values() if cache.model_id is not None})
+        return f"; it has: {', '.join(f'model_id={key}' for key in held) or 'none'}"
 
 
-def taken(holder: EndpointInfo, refused: EndpointInfo) -> ClusterIdTaken:
-    return ClusterIdTaken(f"cluster_id {holder.cluster_id} belongs to the live {holder}; refused: {refused}")
+def mark(endpoint: EndpointInfo) -> Mark:
+    """One incarnation, whatever else it tells of itself."""
+    return endpoint.cluster_id, endpoint.incarnation
+
+
+def meet(one: str, other: str) -> bool:
+    """Whether two aliases share an ip and a port; "" shares nothing."""
+    ip, _, port = one.rpartition(":")
+    other_ip, _, other_port = other.rpartition(":")
+    return bool(one and other) and port == other_port and (ip == other_ip or EVERY_IP in (ip, other_ip))
+
+
+def exclude(one: EndpointInfo, other: EndpointInfo) -> bool:
+    """Whether the two cannot both be in the fabric."""
+    if one.cluster_id == other.cluster_id:
+        return one.incarnation != other.incarnation
+    return meet(one.alias, other.alias)
+
+
+def taken(holder: EndpointInfo, refused: EndpointInfo) -> ClusterIdTaken | AliasTaken:
+    if holder.cluster_id == refused.cluster_id:
+        return ClusterIdTaken(f"cluster_id {holder.cluster_id} belongs to the live {holder}; refused: {refused}")
+    return AliasTaken(f"alias {holder.alias} belongs to the live {holder}; refused: {refused.alias} of {refused}")
 
 
 def enter(caches: dict[int, CacheInfo], cache: CacheInfo) -> None:
@@ -44,10 +79,9 @@ class MemberDirectory:
     lease_s: float
     _members: dict[int, Member] = field(default_factory=dict)
 
-    def rival(self, endpoint: EndpointInfo) -> Member | None:
-        """Another incarnation under the same cluster_id."""
-        member = self._members.get(endpoint.cluster_id)
-        return None if member is None or self.holds(endpoint) else member
+    def rivals(self, endpoint: EndpointInfo) -> list[Member]:
+        """Who has its cluster_id as another incarnation, or its alias."""
+        return [member for member in self._members.values() if exclude(member.endpoint, endpoint)]
 
     def holds(self, endpoint: EndpointInfo) -> bool:
         """Whether this very incarnation is entered."""
@@ -55,9 +89,8 @@ class MemberDirectory:
         return member is not None and member.endpoint.incarnation == endpoint.incarnation
 
     def announce(self, endpoint: EndpointInfo, actor_id: str | None, caches: tuple[CacheInfo, ...], now: float) -> None:
-        """Enters the endpoint or renews it; `caches` are all that it has. Raises ClusterIdTaken."""
-        rival = self.rival(endpoint)
-        if rival is not None:
+        """Enters the endpoint or renews it; `caches` are all that it has. Raises ClusterIdTaken, AliasTaken."""
+        for rival in self.rivals(endpoint):
             raise taken(rival.endpoint, endpoint)
         self._members[endpoint.cluster_id] = Member(endpoint, actor_id, now + self.lease_s)
         for cache in caches:
@@ -102,15 +135,13 @@ class MemberDirectory:
             known = ", ".join(map(str, sorted(self._members))) or "none"
             raise NotLinked(f"no endpoint has cluster_id {cluster_id}; known: {known}") from None
 
-    def route(self, cluster_id: int, model_id: int) -> Route:
-        """Raises NotLinked, or CacheNotFound that names the keys the endpoint has."""
-        member = self.at(cluster_id)
-        cache = member.keyed(model_id)
-        if cache is None:
-            held = sorted({cache.model_id for cache in member.caches.values() if cache.model_id is not None})
-            keys = ", ".join(f"model_id={key}" for key in held) or "none"
-            raise CacheNotFound(f"{member.endpoint} has no blocks cache of model_id={model_id}; it has: {keys}")
-        return Route(member.endpoint, cache)
+    def listening(self, alias: str) -> Member:
+        """Raises NotLinked for an alias that nobody has."""
+        for member in self._members.values():
+            if meet(member.endpoint.alias, alias):
+                return member
+        known = ", ".join(sorted(filter(None, (member.endpoint.alias for member in self.members())))) or "none"
+        raise NotLinked(f"no endpoint has alias {alias}; known: {known}")
 
     def members(self) -> list[Member]:
         return [self._members[cluster_id] for cluster_id in sorted(self._members)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.keys import BlocksCacheKey, CacheName
 from ray_kvfabric.control.errands import Errand, Outcome
 from ray_kvfabric.route import CacheInfo, EndpointInfo
 
@@ -52,7 +52,7 @@ class Asked(Event):
 
 @dataclass(frozen=True, slots=True)
 class Announce(Asked):
-    """`caches` are all that the endpoint has. Answered with None."""
+    """`caches` are all that the endpoint has; what was known of it before is replaced. Answered with None."""
 
     endpoint: EndpointInfo
     actor_id: str | None
@@ -81,7 +81,26 @@ class Resolve(Asked):
     """Answered with a Route."""
 
     cluster_id: int
-    model_id: int
+    name: CacheName
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp(Asked):
+    """Answered with the EndpointInfo of whoever carries `cluster_id`."""
+
+    cluster_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class LookUpAlias(Asked):
+    """Answered with the EndpointInfo of whoever listens under `alias`."""
+
+    alias: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire(Asked):
+    """Answered with whether no endpoint was left; then an End follows, and nobody is let in any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,5 +191,10 @@ class Forget:
     endpoint: EndpointInfo
 
 
-Command = Answer | Refuse | Call | Probe | Watch | Forget
+@dataclass(frozen=True, slots=True)
+class End:
+    """The scheduler ends, for good."""
+
+
+Command = Answer | Refuse | Call | Probe | Watch | Forget | End
 Commands = list[Command]

@@ -1,10 +1,12 @@
 """SchedulerState: the scheduler's decisions. Events in, commands out; the actor around it performs them.
 
 All of it is soft: a new state learns everything again from the endpoints, whose polls it answers with
-"announce again". Until `rebuild_until` a request that names an unknown cluster_id is parked, not refused.
+"announce again". Until `rebuild_until` a request that names somebody unknown is parked, not refused.
 
-    request -> answered at once | parked (unknown cluster) | contending (rival is probed) | polling | awaiting
+    request -> answered at once | parked (somebody unknown) | contending (rivals are probed) | polling | awaiting
     A request is in exactly one of the four rooms or answered; `check_integrity` proves it.
+
+A fabric that was told to retire lets nobody in: whoever comes then finds no fabric, and starts another.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from dataclasses import replace
 from typing import cast
 
 from ray_kvfabric.config import SchedulerSettings
-from ray_kvfabric.control.directory import Member, MemberDirectory, taken
+from ray_kvfabric.control.contest import Contest
+from ray_kvfabric.control.directory import Member, MemberDirectory
 from ray_kvfabric.control.events import (
     Announce,
     Answer,
@@ -23,17 +26,20 @@ from ray_kvfabric.control.events import (
     Call,
     Commands,
     Died,
+    End,
     Event,
     Forget,
     GaveUp,
     Leave,
     Lives,
+    LookUp,
+    LookUpAlias,
     Poll,
-    Probe,
     Publish,
     Refuse,
     Report,
     Resolve,
+    Retire,
     Send,
     Tick,
     Watch,
@@ -43,6 +49,8 @@ from ray_kvfabric.control.post import Post
 from ray_kvfabric.errors import FabricError, NotLinked, PeerLost
 from ray_kvfabric.route import EndpointInfo
 
+NAMING_OTHERS = (Resolve, LookUp, LookUpAlias, Send)
+
 
 class SchedulerState:
     """`rebuild_until` is the instant until which endpoints may come back: 0 for a fresh fabric."""
@@ -51,14 +59,18 @@ class SchedulerState:
         self._directory = MemberDirectory(settings.lease_s)
         self._post = Post(settings.result_ttl_s, min(settings.poll_s, settings.lease_s / 3))
         self._rebuild_until = rebuild_until
-        self._parked: dict[int, Resolve | Send] = {}
-        self._contending: dict[int, Announce] = {}
+        self._contest = Contest()
+        self._parked: dict[int, Asked] = {}
+        self._is_retired = False
         self._handlers: dict[type[Event], Callable[..., Commands]] = {
             Announce: self._announce,
             Publish: self._publish,
             Withdraw: self._withdraw,
             Leave: self._leave,
             Resolve: self._resolve,
+            LookUp: self._look_up,
+            LookUpAlias: self._look_up_alias,
+            Retire: self._retire,
             Send: self._send,
             Await: self._post.wait,
             Poll: self._poll,
@@ -74,7 +86,15 @@ class SchedulerState:
         try:
             return self._handlers[type(event)](event)
         except FabricError as error:
-            return [Refuse(cast(Asked, event).request, error)]
+            asked = cast(Asked, event)
+            if not isinstance(error, NotLinked) or not self._may_yet_come(asked):
+                return [Refuse(asked.request, error)]
+            self._parked[asked.request] = asked
+            return []
+
+    def _may_yet_come(self, event: Asked) -> bool:
+        """Whether what the event names may only not have returned yet."""
+        return isinstance(event, NAMING_OTHERS) and event.now < self._rebuild_until
 
     def wake_at(self) -> float | None:
         """When a Tick is due next."""
@@ -84,20 +104,31 @@ class SchedulerState:
     # -- membership
 
     def _announce(self, event: Announce) -> Commands:
-        rival = self._directory.rival(event.endpoint)
-        if rival is None:
-            return self._enter(event)
-        if rival.actor_id is not None and rival.actor_id == event.actor_id:  # the actor was restarted
-            return [*self._remove(rival.endpoint, "was restarted", event.now), *self._enter(event)]
-        contended = {other.endpoint.cluster_id for other in self._contending.values()}
-        self._contending[event.request] = event
-        return [] if event.endpoint.cluster_id in contended else [Probe(rival.endpoint, rival.actor_id)]
+        if self._is_retired:
+            raise NotLinked("this fabric has just ended with its last endpoint")
+        dropped = self._drop_former_lives(event)
+        rivals = self._directory.rivals(event.endpoint)
+        if not rivals:
+            return dropped + self._enter(event)
+        contending = self._contest.enter(event, rivals)
+        return dropped + contending + (self._retry_contenders(event.now) if dropped else [])
+
+    def _drop_former_lives(self, event: Announce) -> Commands:
+        """An actor that was restarted is its own rival, and need not be probed."""
+        rivals = self._directory.rivals(event.endpoint)
+        former = [rival.endpoint for rival in rivals if event.actor_id is not None and rival.actor_id == event.actor_id]
+        return [command for endpoint in former for command in self._drop(endpoint, "was restarted", event.now)]
 
     def _enter(self, event: Announce) -> Commands:
         watched = self._directory.renew(event.endpoint, event.now)
         self._directory.announce(event.endpoint, event.actor_id, event.caches, event.now)
         watch = [Watch(event.endpoint)] if event.actor_id is not None and not watched else []
-        return [Answer(event.request), *watch, *self._retry_parked(event.now)]
+        return [
+            Answer(event.request),
+            *watch,
+            *self._retry_contenders(event.now),  # its former alias is free
+            *self._retry_parked(event.now),
+        ]
 
     def _publish(self, event: Publish) -> Commands:
         self._directory.publish(event.endpoint, event.cache)
@@ -111,55 +142,57 @@ class SchedulerState:
         return [Answer(event.request), *self._remove(event.endpoint, "left the fabric", event.now)]
 
     def _died(self, event: Died) -> Commands:
+        self._contest.probed(event.endpoint)
         return self._remove(event.endpoint, event.reason, event.now)
 
     def _remove(self, endpoint: EndpointInfo, reason: str, now: float) -> Commands:
+        return [*self._drop(endpoint, reason, now), *self._retry_contenders(now)]
+
+    def _drop(self, endpoint: EndpointInfo, reason: str, now: float) -> Commands:
         if not self._directory.remove(endpoint):
             return []
-        commands: Commands = [Forget(endpoint), *self._post.lost(endpoint, f"{endpoint} {reason}", now)]
-        for contender in self._take_contenders(endpoint.cluster_id):
-            commands += self.handle(replace(contender, now=now))
-        return commands
+        return [Forget(endpoint), *self._post.lost(endpoint, f"{endpoint} {reason}", now)]
 
     def _lives(self, event: Lives) -> Commands:
+        self._contest.probed(event.endpoint)
         if not self._directory.holds(event.endpoint):
             return []
-        contenders = self._take_contenders(event.endpoint.cluster_id)
-        return [Refuse(other.request, taken(event.endpoint, other.endpoint)) for other in contenders]
+        return self._contest.refuse(self._directory.at(event.endpoint.cluster_id).endpoint)
 
-    def _take_contenders(self, cluster_id: int) -> list[Announce]:
-        contenders = [event for event in self._contending.values() if event.endpoint.cluster_id == cluster_id]
-        for event in contenders:
-            del self._contending[event.request]
-        return contenders
+    def _retry_contenders(self, now: float) -> Commands:
+        contenders = self._contest.take()
+        return [command for event in contenders for command in self.handle(replace(event, now=now))]
+
+    def _retire(self, event: Retire) -> Commands:
+        if self._directory.members():
+            return [Answer(event.request, False)]
+        if event.now < self._rebuild_until:  # some may yet return
+            self._parked[event.request] = event
+            return []
+        self._is_retired = True
+        return [Answer(event.request, True), End()]
 
     # -- requests that name another endpoint
 
     def _resolve(self, event: Resolve) -> Commands:
-        try:
-            return [Answer(event.request, self._directory.route(event.cluster_id, event.model_id))]
-        except NotLinked as error:
-            return self._park(event, error)
+        return [Answer(event.request, self._directory.at(event.cluster_id).route(event.name))]
+
+    def _look_up(self, event: LookUp) -> Commands:
+        return [Answer(event.request, self._directory.at(event.cluster_id).endpoint)]
+
+    def _look_up_alias(self, event: LookUpAlias) -> Commands:
+        return [Answer(event.request, self._directory.listening(event.alias).endpoint)]
 
     def _send(self, event: Send) -> Commands:
-        try:
-            member = self._directory.at(event.cluster_id)
-            if event.key is not None:
-                self._directory.route(event.key.cluster_id, event.key.model_id)
-        except NotLinked as error:
-            return self._park(event, error)
+        member = self._directory.at(event.cluster_id)
+        if event.key is not None:
+            target_id, name = event.key.way
+            self._directory.at(target_id).route(name)
         if event.incarnation not in (None, member.endpoint.incarnation):
             raise PeerLost(f"incarnation {event.incarnation:016x} was replaced by {member.endpoint}")
         if member.actor_id is not None:
             return [Call(event.request, member.endpoint, event.errand)]
         return self._post.hand_in(event)
-
-    def _park(self, event: Resolve | Send, error: NotLinked) -> Commands:
-        """Waits for endpoints that may yet return; raises `error` once that time is over."""
-        if event.now >= self._rebuild_until:
-            raise error
-        self._parked[event.request] = event
-        return []
 
     def _retry_parked(self, now: float) -> Commands:
         parked, self._parked = self._parked, {}
@@ -178,7 +211,7 @@ class SchedulerState:
 
     def _gave_up(self, event: GaveUp) -> Commands:
         self._parked.pop(event.request, None)
-        self._contending.pop(event.request, None)
+        self._contest.gave_up(event.request)
         self._post.gave_up(event.request)
         return []
 
@@ -186,10 +219,6 @@ class SchedulerState:
 
     def members(self) -> list[Member]:
         return self._directory.members()
-
-    def member(self, cluster_id: int) -> Member:
-        """Raises NotLinked."""
-        return self._directory.at(cluster_id)
 
     def describe(self) -> dict[str, int]:
         return {
@@ -201,11 +230,15 @@ class SchedulerState:
 
     def check_integrity(self) -> None:
         """For tests: a request waits in one room only, and who polls is a member."""
-        waiting = [*self._parked, *self._contending, *self._post.waiting()]
+        contenders = self._contest.contenders()
+        waiting = [*self._parked, *(event.request for event in contenders), *self._post.waiting()]
         assert len(waiting) == len(set(waiting))
         assert all(self._directory.holds(endpoint) for endpoint in self._post.pollers())
-        for contender in self._contending.values():
-            assert self._directory.rival(contender.endpoint) is not None
+        for contender in contenders:
+            rivals = self._directory.rivals(contender.endpoint)
+            assert rivals
+            assert all(self._contest.is_probed(rival.endpoint) for rival in rivals)
         for member in self.members():
+            assert not self._directory.rivals(member.endpoint)
             keys = [cache.model_id for cache in member.caches.values() if cache.model_id is not None]
             assert len(keys) == len(set(keys))

@@ -5,42 +5,33 @@ registered or allocated -> live: slot word = generation -> retired: slot word 0,
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.layout import Region, regions_of, tensor_nbytes
-from ray_kvfabric.cache.types import CacheDesc, Placement
+from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, tensor_opener
+from ray_kvfabric.endpoint.key_index import bound_keys, keys_to_allocate, keys_to_register
 from ray_kvfabric.errors import CacheNotFound, LLMException, LLMStatusCode, ParamInvalid, TransferTimeout
-from ray_kvfabric.memory.copy import Copier, RegionTable
+from ray_kvfabric.memory.copy import Copier
 from ray_kvfabric.memory.foreign import Borrowed, borrow, unmapped
 from ray_kvfabric.memory.host_pool import HostPool
 from ray_kvfabric.memory.memfd import HostMemory
-from ray_kvfabric.route import CacheInfo, Segment
+from ray_kvfabric.route import CacheInfo, RowKey, Segment
 from ray_kvfabric.transport import _shared_page as shared_page
 
-
-@dataclass(slots=True)
-class CacheEntry:
-    """One live cache. `is_probed` says that its bare addresses were found mapped."""
-
-    info: CacheInfo
-    cache: Cache
-    table: RegionTable
-    memory: HostMemory | None
-    borrowed: tuple[Borrowed, ...]
-    is_probed: bool
+Pools = dict[Placement, HostPool]
 
 
 class CacheTable:
     """Ids start at 1 and are never used again. Threads may share it."""
 
-    def __init__(self, pool: HostPool, page: shared_page.SharedPage, copier: Copier, *, emulates_device: bool) -> None:
-        self._pool = pool
+    def __init__(self, pools: Pools, page: shared_page.SharedPage, copier: Copier, *, emulates_device: bool) -> None:
+        self._pools = pools
         self._emulates_device = emulates_device
         self._page = page
         self._copier = copier
@@ -48,62 +39,73 @@ class CacheTable:
         self._ids = count(1)
         self._entries: dict[int, CacheEntry] = {}
 
-    def allocate(self, desc: CacheDesc, model_id: int | None) -> CacheEntry:
-        """A blocks cache in memory of its own, within the pool's budget."""
+    # ---- making ----------------------------------------------------------------------------------
+
+    def allocate(self, wanted: Wanted) -> CacheEntry:
+        """A cache in memory of its own, within the budget of its placement's pool."""
+        desc = wanted.desc
         if self._memory_kind(desc.placement) != "host":
-            raise ParamInvalid("cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from")
+            raise ParamInvalid(
+                "cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from: there is no device; "
+                "emulated_device=host lets DEVICE caches lie in host memory"
+            )
+        regions_of(desc, [1] * desc.num_tensors)  # refuses a shape before it costs memory
         with self._lock:
-            if model_id is not None and self._holder(model_id) is not None:
-                raise ParamInvalid(f"model_id {model_id} already names cache {self._holder(model_id)}")
+            bound = bound_keys(entry.info for entry in self._entries.values())
+            keys = keys_to_allocate(wanted.keys, desc.shape[0], bound)
+            self._check_model_is_free(wanted.model_id)
             cache_id = next(self._ids)
-            regions_of(desc, [1] * desc.num_tensors)  # refuses a shape before it costs memory
-            memory, addresses = self._pool.allocate(f"kvfabric-cache-{cache_id}", desc.num_tensors, tensor_nbytes(desc))
+            memory, addresses = self._pools[desc.placement].allocate(
+                f"kvfabric-cache-{cache_id}", desc.num_tensors, tensor_nbytes(desc)
+            )
             try:
-                return self._add(cache_id, desc, addresses, (), memory, model_id, remote_accessible=True)
+                return self._add(cache_id, wanted, keys, addresses, (), memory)
             except BaseException:
-                self._pool.free(memory)
+                self._free(desc.placement, memory)
                 raise
 
-    def register(
-        self, desc: CacheDesc, tensors: list[object], model_id: int | None, remote_accessible: bool
-    ) -> CacheEntry:
-        """A blocks cache over memory of others; its `model_id` takes the key over from an older cache."""
-        nbytes = tensor_nbytes(desc)
+    def register(self, wanted: Wanted, tensors: list[object]) -> tuple[CacheEntry, CacheEntry | None]:
+        """A cache over memory of others, and the older one that lost its `model_id` to it, if any."""
+        nbytes = tensor_nbytes(wanted.desc)
         borrowed = tuple(borrow(tensor, nbytes, f"addrs[{index}]") for index, tensor in enumerate(tensors))
+        addresses = [each.address for each in borrowed]
+        regions_of(wanted.desc, addresses)
         with self._lock:
-            cache_id = next(self._ids)
-            addresses = [each.address for each in borrowed]
-            entry = self._add(cache_id, desc, addresses, borrowed, None, model_id, remote_accessible)
-            self._take_key_over(model_id, entry)
-            return entry
+            bound = bound_keys(entry.info for entry in self._entries.values())
+            keys = keys_to_register(wanted.keys, wanted.desc.shape[0], bound)
+            entry = self._add(next(self._ids), wanted, keys, addresses, borrowed, None)
+            return entry, self._take_model_over(entry)
 
     def _add(
         self,
         cache_id: int,
-        desc: CacheDesc,
+        wanted: Wanted,
+        keys: tuple[RowKey, ...],
         addresses: list[int],
         borrowed: tuple[Borrowed, ...],
         memory: HostMemory | None,
-        model_id: int | None,
-        remote_accessible: bool,
     ) -> CacheEntry:
+        desc = wanted.desc
         regions = regions_of(desc, addresses)
         slot, generation = self._publish_slot()
         info = CacheInfo(
             cache_id=cache_id,
-            model_id=model_id,
+            model_id=wanted.model_id,
             data_type=desc.data_type.name,
             placement=desc.placement.name,
             shape=tuple(desc.shape),
             regions=regions,
             slot=slot,
             generation=generation,
-            remote_accessible=remote_accessible,
+            remote_accessible=wanted.remote_accessible,
             memory=self._memory_kind(desc.placement),
             segments=self._segments(regions, memory),
+            is_blocks=wanted.is_blocks,
+            is_allocated=memory is not None,
+            keys=keys,
         )
         table = self._copier.RegionTable(regions, owner=(memory, borrowed))
-        cache = Cache(cache_id, desc, addresses, True, _opener(regions, memory, borrowed))
+        cache = Cache(cache_id, desc, addresses, wanted.is_blocks, tensor_opener(regions, memory, borrowed))
         is_probed = memory is not None or all(each.owner is not None for each in borrowed)
         self._entries[cache_id] = CacheEntry(info, cache, table, memory, borrowed, is_probed)
         return self._entries[cache_id]
@@ -124,21 +126,60 @@ class CacheTable:
         """The memfds that the regions lie in; none when one region lies elsewhere."""
         found: dict[int, HostMemory] = {}
         for region in regions:
-            holder = memory or self._pool.find(region.base, region.extent)
+            holder = memory or self._pool_memory(region)
             if holder is None or not holder.holds(region.base, region.extent):
                 return ()
             found[holder.inode] = holder
         return tuple(Segment(each.address, each.nbytes, each.fd, each.inode) for each in found.values())
 
-    def _holder(self, model_id: int) -> int | None:
-        return next((key for key, entry in self._entries.items() if entry.info.model_id == model_id), None)
+    def _pool_memory(self, region: Region) -> HostMemory | None:
+        found = (pool.find(region.base, region.extent) for pool in self._pools.values())
+        return next((memory for memory in found if memory is not None), None)
 
-    def _take_key_over(self, model_id: int | None, new: CacheEntry) -> None:
-        """The older cache lives on without its key; routes to it by that key become stale."""
+    # ---- keys ------------------------------------------------------------------------------------
+
+    def _check_model_is_free(self, model_id: int | None) -> None:
         for entry in self._entries.values():
-            if entry is not new and model_id is not None and entry.info.model_id == model_id:
+            if model_id is not None and entry.info.model_id == model_id:
+                raise ParamInvalid(f"model_id {model_id} already names cache {entry.info.cache_id}")
+
+    def _take_model_over(self, new: CacheEntry) -> CacheEntry | None:
+        """The older cache lives on without its key; routes to it become stale."""
+        for entry in self._entries.values():
+            if entry is not new and new.info.model_id is not None and entry.info.model_id == new.info.model_id:
                 generation = self._page.renew_slot(entry.info.slot)
                 entry.info = replace(entry.info, model_id=None, generation=generation)
+                return entry
+        return None
+
+    def note_pull(self, cache_id: int, row: int, tensors: range) -> list[RowKey]:
+        """A peer has pulled these tensors of a row. The keys that it has used up by that (contract 12.3)."""
+        with self._lock:
+            entry = self._entries.get(cache_id)
+            if entry is None or not entry.info.is_allocated:
+                return []
+            used_up = []
+            for key in entry.info.keys:
+                if key.row == row and key.kind == "request":
+                    pulled = entry.pulled.setdefault(key[:3], set())
+                    pulled.update(tensors)
+                    if len(pulled) >= len(entry.info.regions):
+                        used_up.append(key)
+            return used_up
+
+    def remove_key(self, kind: str, number: int, model_id: int) -> CacheEntry | None:
+        """The allocated cache that held this key and lost it now; None when there is none."""
+        wanted = (kind, number, model_id)
+        with self._lock:
+            for entry in self._entries.values():
+                left = tuple(key for key in entry.info.keys if key[:3] != wanted)
+                if entry.info.is_allocated and len(left) < len(entry.info.keys):
+                    entry.info = replace(entry.info, keys=left)
+                    entry.pulled.pop(wanted, None)
+                    return entry
+        return None
+
+    # ---- finding and ending ----------------------------------------------------------------------
 
     def find(self, cache_id: int) -> CacheEntry:
         """Raises LLMException (LLM_KV_CACHE_NOT_EXIST) for an unknown or freed id."""
@@ -173,27 +214,12 @@ class CacheTable:
         if entry.memory is None and not self._page.drain_slot(entry.info.slot, deadline.at_ns):
             raise TransferTimeout(f"cache {cache_id} is still being written by a peer; its memory must not be reused")
         if entry.memory is not None:
-            self._pool.free(entry.memory)
+            self._free(Placement[entry.info.placement], entry.memory)
         return entry
+
+    def _free(self, placement: Placement, memory: HostMemory) -> None:
+        self._pools[placement].free(memory)
 
     def all(self) -> list[CacheEntry]:
         with self._lock:
             return list(self._entries.values())
-
-
-def _opener(
-    regions: tuple[Region, ...], memory: HostMemory | None, borrowed: tuple[Borrowed, ...]
-) -> Callable[[int], memoryview]:
-    def open_tensor(index: int) -> memoryview:
-        region = regions[index]
-        if memory is not None:
-            return memory.view(region.base, region.extent)
-        return _raw_view(region, borrowed[index].owner)
-
-    return open_tensor
-
-
-def _raw_view(region: Region, owner: object) -> memoryview:
-    array = (ctypes.c_ubyte * region.extent).from_address(region.base)
-    array.owner = owner  # type: ignore[attr-defined]  # lives as long as a view of the array
-    return memoryview(array).cast("B")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+from dataclasses import replace
 
 from ray_kvfabric.cache.types import LLMRole
 from ray_kvfabric.memory.memfd import HostMemory
@@ -18,7 +19,9 @@ ANY_TRACER = -1
 class Identity:
     """A new incarnation of `cluster_id` in this process, and the page that its writers map."""
 
-    def __init__(self, cluster_id: int, role: LLMRole, node: str, transports: tuple[str, ...]) -> None:
+    def __init__(
+        self, cluster_id: int, role: LLMRole, node: str, transports: tuple[str, ...], *, has_device_pool: bool = False
+    ) -> None:
         self._memory = HostMemory.create("kvfabric-page", shared_page.PAGE_NBYTES, touch=False)
         self.page = shared_page.SharedPage(self._memory.view(self._memory.address, self._memory.nbytes))
         self.endpoint = EndpointInfo(
@@ -31,8 +34,12 @@ class Identity:
             transports=transports,
             node=node,
             role=role.name,
+            has_device_pool=has_device_pool,
         )
         self.page.initialise(self.endpoint.incarnation, cluster_id, self.endpoint.pid)
+
+    def rename(self, alias: str) -> None:
+        self.endpoint = replace(self.endpoint, alias=alias)
 
     def close(self) -> None:
         self._memory.close()

@@ -7,79 +7,87 @@ A route that proves stale before a byte moved is resolved once more.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from ray_kvfabric.cache.types import DataType
+from ray_kvfabric.cache.keys import WayName
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.endpoint.caches import CacheEntry, CacheTable
-from ray_kvfabric.endpoint.links import LinkTable, Way
-from ray_kvfabric.errors import ParamInvalid, PeerLost, StaleIncarnation, StaleRoute
-from ray_kvfabric.memory.copy import StopWord
-from ray_kvfabric.plan import (
-    Blocks,
-    Fit,
-    LayerRequest,
-    Plan,
-    blocks_fit,
-    blocks_refusal,
-    check_regions,
-    span_layers,
-)
+from ray_kvfabric.endpoint.cache_entry import CacheEntry
+from ray_kvfabric.endpoint.links import Way
+from ray_kvfabric.endpoint.mover import Mover
+from ray_kvfabric.endpoint.rules import check_accessible, check_element_width, check_requested_pull
+from ray_kvfabric.errors import PeerLost, StaleIncarnation, StaleRoute
+from ray_kvfabric.memory.copy import RegionTable, StopWord
+from ray_kvfabric.plan import Blocks, Fit, LayerRequest, Plan, blocks_fit, blocks_refusal, check_regions, span_layers
 from ray_kvfabric.route import CacheInfo, Receipt
-from ray_kvfabric.telemetry import Counters
-from ray_kvfabric.transport.base import Order
+from ray_kvfabric.transport.base import Order, RemoteCache
 
 
 @dataclass(slots=True)
-class Mover:
-    """What a job needs of its endpoint."""
-
-    cluster_id: int
-    caches: CacheTable
-    links: LinkTable
-    counters: Counters
-
-
-@dataclass(slots=True)
-class Job:
-    """One transfer between local cache `cache_id` and the blocks cache of (cluster_id, model_id)."""
+class Job(ABC):
+    """One transfer between the local cache `cache_id` and the peer's cache that `way_name` names."""
 
     mover: Mover
-    cluster_id: int
-    model_id: int
+    way_name: WayName
     cache_id: int
     layers: LayerRequest
-    source_blocks: Blocks
-    target_blocks: Blocks
     transfer_id: str
     deadline: Deadline
-    is_pull: bool = False
+    is_pull: bool
 
     def run(self, stop: StopWord | None = None) -> Receipt:
         try:
+            try:
+                return self._run_once(stop)
+            except StaleRoute:
+                pass  # and once more, outside the handler: a second error must not hold the first one's frames
             return self._run_once(stop)
-        except StaleRoute:
-            pass  # and once more, outside the handler: a second error must not hold the first one's frames
         except Exception:
             self.mover.counters.add("transfers_failed")
             raise
-        return self._run_once(stop)
 
-    def _run_once(self, stop: StopWord | None) -> Receipt:
-        entry = self.mover.caches.find_mapped(self.cache_id)
-        way = self.mover.links.way(self.cluster_id, self.model_id, self.deadline)
+    @abstractmethod
+    def _run_once(self, stop: StopWord | None) -> Receipt: ...
+
+    def _move(self, way: Way, local: RegionTable, remote: RemoteCache, plan: Plan, stop: StopWord | None) -> Receipt:
         order = Order(self.transfer_id, self.deadline.at_ns, stop)
-        plan = self._plan(entry, way)
         try:
-            return self._move(entry, way, plan, order)
+            if self.is_pull:
+                return way.link.pull(remote, local, plan, order)
+            return way.link.push(local, remote, plan, order)
         except (StaleRoute, StaleIncarnation, PeerLost):
             self.mover.links.forget(way)
             raise
 
-    def _move(self, entry: CacheEntry, way: Way, plan: Plan, order: Order) -> Receipt:
-        if self.is_pull:
-            return way.link.pull(way.remote, entry.table, plan, order)
-        return way.link.push(entry.table, way.remote, plan, order)
+    def _check_pair(self, here: CacheInfo, way: Way, there: CacheInfo, names: tuple[str, str]) -> None:
+        """Both caches may take part, whatever is to be moved between them."""
+        is_requested = self.is_pull and self.mover.mode == "request"
+        check_accessible(here, there, way.link.transport, str(way.link.peer), is_requested=is_requested)
+        if is_requested:
+            check_requested_pull(here, there, way.link.peer, self.mover.has_device_pool)
+        check_element_width(here.data_type, there.data_type, names)
+
+    def _sides(self, here: CacheInfo, there: CacheInfo) -> tuple[CacheInfo, CacheInfo]:
+        """Source, then target."""
+        return (there, here) if self.is_pull else (here, there)
+
+    def _names(self, way: Way) -> tuple[str, str]:
+        here = f"cache {self.cache_id} of endpoint {self.mover.cluster_id}"
+        there = f"cache {way.remote.info.cache_id} of endpoint {self.way_name[0]}"
+        return (there, here) if self.is_pull else (here, there)
+
+
+@dataclass(slots=True)
+class BlocksJob(Job):
+    """Blocks of one cache to blocks of another, as many as the lists have."""
+
+    source_blocks: Blocks
+    target_blocks: Blocks
+
+    def _run_once(self, stop: StopWord | None) -> Receipt:
+        entry = self.mover.caches.find_mapped(self.cache_id)
+        way = self.mover.links.way(self.way_name, self.deadline)
+        return self._move(way, entry.table, way.remote, self._plan(entry, way), stop)
 
     def _plan(self, entry: CacheEntry, way: Way) -> Plan:
         """The native stage of contract 12.1, every refusal before a byte moves.
@@ -95,38 +103,10 @@ class Job:
         return Plan(fit.span, self.source_blocks, self.target_blocks)
 
     def _fit(self, entry: CacheEntry, way: Way) -> Fit:
-        """Both caches may take part, and their layers, blocks and elements have equal sizes."""
-        self._check_accessible(entry, way)
-        source, target = self._sides(entry, way)
-        span = span_layers(self.layers, len(source.regions), len(target.regions))
+        """Their layers, blocks and elements have equal sizes."""
         names = self._names(way)
-        _check_element_width(source.data_type, target.data_type, names)
+        self._check_pair(entry.info, way, way.remote.info, names)
+        source, target = self._sides(entry.info, way.remote.info)
+        span = span_layers(self.layers, len(source.regions), len(target.regions))
         check_regions(span, source.regions, target.regions, names)
         return Fit(span, source.regions[0].num_blocks, target.regions[0].num_blocks)
-
-    def _sides(self, entry: CacheEntry, way: Way) -> tuple[CacheInfo, CacheInfo]:
-        """Source, then target."""
-        here, there = entry.info, way.remote.info
-        return (there, here) if self.is_pull else (here, there)
-
-    def _check_accessible(self, entry: CacheEntry, way: Way) -> None:
-        if not entry.info.remote_accessible:
-            raise ParamInvalid(f"cache {entry.info.cache_id} was registered with remote_accessible=False")
-        if not way.remote.info.remote_accessible:
-            raise ParamInvalid(
-                f"cache {way.remote.info.cache_id} of {way.link.peer} was registered with remote_accessible=False"
-            )
-        if entry.info.memory == "device":
-            raise ParamInvalid(
-                f"cache {entry.info.cache_id} lies in device memory, which {way.link.transport} does not reach"
-            )
-
-    def _names(self, way: Way) -> tuple[str, str]:
-        here = f"cache {self.cache_id} of endpoint {self.mover.cluster_id}"
-        there = f"cache {way.remote.info.cache_id} of endpoint {self.cluster_id}"
-        return (there, here) if self.is_pull else (here, there)
-
-
-def _check_element_width(source: str, target: str, names: tuple[str, str]) -> None:
-    if DataType[source].element_nbytes != DataType[target].element_nbytes:
-        raise ParamInvalid(f"element widths differ: {names[0]} holds {source}, {names[1]} {target}")

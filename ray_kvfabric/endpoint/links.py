@@ -1,6 +1,6 @@
 """LinkTable: the opened ways to other endpoints' caches. A hit costs one dictionary look-up and no call.
 
-    (cluster_id, model_id) -> Way: link, the opened cache, and which local caches were found to fit it
+    (cluster_id, CacheName) -> Way: link, the opened cache, and which local caches were found to fit it
 A way that turns out stale is dropped; the next use resolves it anew.
 """
 
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from ray_kvfabric.cache.keys import CacheName, WayName
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import TransferTimeout
 from ray_kvfabric.plan import Fit, LayerRequest
 from ray_kvfabric.ports import Directory, PeerCalls
-from ray_kvfabric.route import Route
+from ray_kvfabric.route import CacheInfo, Route
 from ray_kvfabric.telemetry import Counters
 from ray_kvfabric.transport.base import Link, LocalEnd, RemoteCache, Transport
 from ray_kvfabric.transport.registry import Verdict, choose, judge
 
-WayKey = tuple[int, int]  # cluster_id, model_id
 FitKey = tuple[int, bool, LayerRequest]  # local cache id, is it the target, layers asked for
 
 
@@ -31,6 +33,9 @@ class Way:
     link: Link
     remote: RemoteCache
     fits: dict[FitKey, Fit] = field(default_factory=dict)  # what was checked before
+
+
+Admit = Callable[[int], int]  # the cluster_id of a key to the endpoint that serves it; raises NotLinked
 
 
 class LinkTable:
@@ -49,14 +54,24 @@ class LinkTable:
         self._directory = directory
         self._peers = peers
         self._counters = counters
-        self._ways: dict[WayKey, Way] = {}
+        self._ways: dict[WayName, Way] = {}
         self._links: dict[tuple[int, str], Link] = {}  # (incarnation, transport)
         self._opening = threading.RLock()
+        self._admit: Admit = _as_named
 
-    def way(self, cluster_id: int, model_id: int, deadline: Deadline) -> Way:
+    def way(self, name: WayName, deadline: Deadline) -> Way:
         """Raises NotLinked, CacheNotFound, LinkFailed, PeerLost, StaleIncarnation, TransferTimeout."""
-        found = self._ways.get((cluster_id, model_id))
-        return found if found is not None else self._open(cluster_id, model_id, deadline)
+        found = self._ways.get(name)
+        return found if found is not None else self._open(name, deadline)
+
+    def way_of_row(self, name: WayName, deadline: Deadline) -> tuple[Way, CacheInfo]:
+        """The way to a cache that a request, a prefix or an address names, and what it is now.
+
+        Such names come and go without a trace in the shared page, so the directory is asked each time.
+        """
+        with self._holding(name[0], deadline):
+            route = self._resolve(name, deadline)
+            return self._way_to(route, deadline), route.cache
 
     def forget(self, way: Way) -> None:
         """Drops a stale way, and its link when the peer is gone."""
@@ -72,24 +87,50 @@ class LinkTable:
                 if not link.is_alive:
                     self._close_dead(link)
 
-    def explain(self, cluster_id: int, model_id: int, deadline: Deadline) -> tuple[Route, list[Verdict]]:
-        """Which transports could serve this key, and why each other one could not."""
-        route = self._directory.resolve(cluster_id, model_id, deadline)
+    def forget_cluster(self, cluster_id: int) -> None:
+        """Drops every way to an endpoint; the next use asks the directory. What moves on one goes on."""
+        with self._opening:
+            self._ways = {key: way for key, way in self._ways.items() if key[0] != cluster_id}
+
+    def gate(self, admit: Admit) -> None:
+        """Lets the caller decide which endpoints may be reached; it is asked when a way is opened, not later."""
+        self._admit = admit
+
+    def explain(self, name: WayName, deadline: Deadline) -> tuple[Route, list[Verdict]]:
+        """Which transports could serve this name, and why each other one could not."""
+        route = self._resolve(name, deadline)
         return route, judge(self._transports, self._local.endpoint, route)
 
-    def _open(self, cluster_id: int, model_id: int, deadline: Deadline) -> Way:
-        if not self._opening.acquire(timeout=deadline.remaining_s):
-            raise TransferTimeout(f"another thread is still opening a link; none to endpoint {cluster_id} in time")
-        try:
-            found = self._ways.get((cluster_id, model_id))
+    def _open(self, name: WayName, deadline: Deadline) -> Way:
+        with self._holding(name[0], deadline):
+            found = self._ways.get(name)
             if found is not None:
                 return found
             self.sweep()
-            route = self._directory.resolve(cluster_id, model_id, deadline)
-            link = self._link(route, deadline)
-            way = Way(route, link, link.open_cache(route.cache, deadline))
-            self._ways[cluster_id, model_id] = way
+            way = self._way_to(self._resolve(name, deadline), deadline)
+            self._ways[name] = way
             return way
+
+    def _resolve(self, name: WayName, deadline: Deadline) -> Route:
+        return self._directory.resolve(self._admit(name[0]), name[1], deadline)
+
+    def _way_to(self, route: Route, deadline: Deadline) -> Way:
+        """The one way to this cache as it is now, opened if it is not yet."""
+        name = (route.endpoint.cluster_id, CacheName("id", route.cache.cache_id))
+        known = self._ways.get(name)
+        if known is not None and _is_same(known.route, route):
+            return known
+        link = self._link(route, deadline)
+        way = Way(route, link, link.open_cache(route.cache, deadline))
+        self._ways[name] = way
+        return way
+
+    @contextmanager
+    def _holding(self, cluster_id: int, deadline: Deadline) -> Iterator[None]:
+        if not self._opening.acquire(timeout=deadline.remaining_s):
+            raise TransferTimeout(f"another thread is still opening a link; none to endpoint {cluster_id} in time")
+        try:
+            yield
         finally:
             self._opening.release()
 
@@ -139,3 +180,11 @@ class LinkTable:
             for link in self._links.values():
                 self._end(link)
             self._ways, self._links = {}, {}
+
+
+def _as_named(cluster_id: int) -> int:
+    return cluster_id
+
+
+def _is_same(known: Route, now: Route) -> bool:
+    return (known.endpoint.incarnation, known.cache.generation) == (now.endpoint.incarnation, now.cache.generation)

@@ -1,22 +1,23 @@
-"""copy_blocks and swap_blocks: copies between caches of one endpoint (contract sections 11.9 and 11.10)."""
+"""copy_blocks, copy_cache and swap_blocks: copies between caches of one endpoint (contract 11.8 to 11.10)."""
 
 from __future__ import annotations
 
+from ray_kvfabric.cache.checks import check_type
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.layout import regions_of
 from ray_kvfabric.cache.types import Placement
-from ray_kvfabric.endpoint.caches import CacheEntry
+from ray_kvfabric.endpoint.cache_entry import CacheEntry
+from ray_kvfabric.endpoint.rules import check_row
 from ray_kvfabric.errors import FeatureNotEnabled, ParamInvalid
 from ray_kvfabric.memory.copy import Copier, RegionTable
 
 
 def check_pairs_of_lists(info: object) -> tuple[list[int], list[int]]:
     """{source: [targets]} as two lists. TypeError for other types."""
-    if not isinstance(info, dict):
-        raise TypeError(f"copy_block_info must be a dict, got {type(info).__name__}")
+    pairs = check_type(info, dict, "copy_block_info")
     sources: list[int] = []
     targets: list[int] = []
-    for source, listed in info.items():
+    for source, listed in pairs.items():
         if not isinstance(listed, list):
             raise TypeError(f"copy_block_info[{source!r}] must be a list, got {type(listed).__name__}")
         sources += [source] * len(listed)
@@ -38,12 +39,39 @@ def copy_inside(copier: Copier, entry: CacheEntry, sources: list[int], targets: 
         copier.copy_blocks(entry.table, entry.table, 0, 0, len(entry.info.regions), source_list, target_list)
 
 
+def copy_rows(
+    copier: Copier, source: CacheEntry, target: CacheEntry, rows: tuple[int, int], offset: int, size: int
+) -> None:
+    """Bytes [offset, offset + size) of row `rows[0]` of each tensor into row `rows[1]`; -1: to the source row's end."""
+    here, there = source.info, target.info
+    if len(here.regions) != len(there.regions):
+        raise ParamInvalid(f"num_tensors differ: src has {len(here.regions)}, dst {len(there.regions)}")
+    check_row(rows[0], here, "src_batch_index", f"cache {here.cache_id}")
+    check_row(rows[1], there, "dst_batch_index", f"cache {there.cache_id}")
+    nbytes = here.regions[0].block_nbytes - offset if size == -1 else size
+    for field, info in (("src", here), ("dst", there)):
+        stride = info.regions[0].block_nbytes
+        if offset >= stride or offset + nbytes > stride:
+            raise ParamInvalid(
+                f"bytes [{offset}, {offset + nbytes}) are wanted, a row of {field} {info.cache_id} has {stride}"
+            )
+    first = copier.BlockList([0], "row")
+    tables = _row_table(copier, source, rows[0], offset, nbytes), _row_table(copier, target, rows[1], offset, nbytes)
+    copier.copy_blocks(*tables, 0, 0, len(here.regions), first, first)
+
+
+def _row_table(copier: Copier, entry: CacheEntry, row: int, offset: int, nbytes: int) -> RegionTable:
+    regions = [(each.base + row * each.block_stride + offset, 1, nbytes, nbytes) for each in entry.info.regions]
+    return copier.RegionTable(regions, owner=entry.table)
+
+
 def swap(copier: Copier, source: Cache, target: Cache, src_to_dst: object, *, emulates_device: bool) -> None:
     """A one-way copy between a host and a device blocks cache; nothing flows back, as in LLM-DataDist."""
-    if not isinstance(src_to_dst, dict):
-        raise TypeError(f"src_to_dst must be a dict, got {type(src_to_dst).__name__}")
-    sources = copier.BlockList(list(src_to_dst), "src_to_dst")
-    targets = copier.BlockList(list(src_to_dst.values()), "src_to_dst")
+    check_type(source, Cache, "src_cache")
+    check_type(target, Cache, "dst_cache")
+    pairs = check_type(src_to_dst, dict, "src_to_dst")
+    sources = copier.BlockList(list(pairs), "src_to_dst")
+    targets = copier.BlockList(list(pairs.values()), "src_to_dst")
     _check_swap(source, target)
     for side, cache, blocks in (("src", source, sources), ("dst", target, targets)):
         if blocks.maximum >= cache.cache_desc.shape[0]:
@@ -55,15 +83,13 @@ def swap(copier: Copier, source: Cache, target: Cache, src_to_dst: object, *, em
         raise FeatureNotEnabled(
             "swap_blocks needs device memory; emulated_device=host lets DEVICE caches lie on the host"
         )
-    if src_to_dst:
+    if pairs:
         tables = _table(copier, source), _table(copier, target)
         copier.copy_blocks(*tables, 0, 0, len(tables[0]), sources, targets)
 
 
 def _check_swap(source: Cache, target: Cache) -> None:
     for field, cache in (("src_cache", source), ("dst_cache", target)):
-        if not isinstance(cache, Cache):
-            raise TypeError(f"{field} must be a Cache, got {type(cache).__name__}")
         if not cache.is_blocks_cache:
             raise ParamInvalid(f"{field} {cache.cache_id} is not a blocks cache")
         if not cache.tensor_addrs:

@@ -1,4 +1,4 @@
-"""Arguments of push_blocks and pull_blocks to a Job: the checks that need no peer, in the order of contract 12.1."""
+"""Arguments of push_blocks and pull_blocks to a job: the checks that need no peer, in the order of contract 12.1."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import secrets
 from itertools import count
 
 from ray_kvfabric.cache.handle import Cache
-from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.keys import BlocksCacheKey, WayName
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.endpoint.jobs import Job, Mover
-from ray_kvfabric.errors import ParamInvalid
-from ray_kvfabric.memory.copy import BlockList, Copier
-from ray_kvfabric.plan import LayerRequest, request_layers
+from ray_kvfabric.endpoint.jobs import BlocksJob
+from ray_kvfabric.endpoint.mover import Mover
+from ray_kvfabric.errors import NoneGiven, ParamInvalid
+from ray_kvfabric.memory.copy import BlockList
+from ray_kvfabric.plan import LayerRequest, request_layers, request_pulled_layers
 
 BlockArgument = tuple[int, ...] | list[int]
 _TRANSFER_ID = re.compile(r"[0-9a-f]{32}")
-_UINT64_MAX = 2**64 - 1
+UINT64_MAX = 2**64 - 1
 
 
 def check_transfer_id(transfer_id: str) -> str:
@@ -28,15 +29,28 @@ def check_transfer_id(transfer_id: str) -> str:
     return transfer_id
 
 
-class Requests:
-    """Makes the jobs of one endpoint."""
+class Stamp:
+    """Gives each job its transfer_id and its deadline."""
 
-    def __init__(self, mover: Mover, copier: Copier, timeout_s: float) -> None:
-        self._mover = mover
-        self._copier = copier
+    def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._id_prefix = secrets.token_hex(8)
-        self._id_numbers = count(1)
+        self._prefix = secrets.token_hex(8)
+        self._numbers = count(1)
+
+    def transfer_id(self, given: str | None = None) -> str:
+        return f"{self._prefix}{next(self._numbers):016x}" if given is None else check_transfer_id(given)
+
+    def deadline(self, timeout_s: float | None = None) -> Deadline:
+        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
+
+
+class Requests:
+    """Makes the jobs that move blocks to blocks."""
+
+    def __init__(self, mover: Mover, stamp: Stamp) -> None:
+        self._mover = mover
+        self._copier = mover.copier
+        self._stamp = stamp
 
     def push(
         self,
@@ -49,12 +63,14 @@ class Requests:
         tensors_per_layer: int,
         transfer_id: str | None = None,
         timeout_s: float | None = None,
-    ) -> Job:
-        _check_pair(key, cache, "dst_cache_key", "src_cache")
+    ) -> BlocksJob:
+        check_blocks_key(key, "dst_cache_key")
+        check_cache(cache, "src_cache")
         sources = self._copier.BlockList(() if src_blocks is None else src_blocks, "src_blocks")
         targets = self._copier.BlockList(dst_blocks, "dst_blocks")
-        layers = _check_request(cache, "src_cache", targets, src_layers, dst_layers, tensors_per_layer)
-        return self._job(key, cache, layers, sources, targets, transfer_id, timeout_s)
+        check_is_blocks(cache, "src_cache", targets)
+        layers = request_layers(src_layers, dst_layers, tensors_per_layer, cache.cache_desc.num_tensors)
+        return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, is_pull=False)
 
     def pull(
         self,
@@ -67,72 +83,81 @@ class Requests:
         tensors_per_layer: int,
         transfer_id: str | None = None,
         timeout_s: float | None = None,
-    ) -> Job:
-        _check_pair(key, cache, "src_cache_key", "dst_cache")
+    ) -> BlocksJob:
+        check_blocks_key(key, "src_cache_key")
+        check_cache(cache, "dst_cache")
         sources = self._copier.BlockList(src_blocks, "src_blocks")
         targets = self._copier.BlockList(dst_blocks, "dst_blocks")
-        src_layers, dst_layers = _drop_empty(src_layers), _drop_empty(dst_layers)
-        layers = _check_request(cache, "dst_cache", targets, src_layers, dst_layers, tensors_per_layer)
-        if key.cluster_id == self._mover.cluster_id:
-            raise ParamInvalid(f"src_cache_key names cluster_id {key.cluster_id}, this endpoint itself")
-        job = self._job(key, cache, layers, sources, targets, transfer_id, timeout_s)
-        job.is_pull = True
-        return job
+        check_is_blocks(cache, "dst_cache", targets)
+        layers = request_pulled_layers(src_layers, dst_layers, tensors_per_layer, cache.cache_desc.num_tensors)
+        check_not_own(key.cluster_id, self._mover.cluster_id)
+        return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, is_pull=True)
+
+    def push_layer(
+        self, way: WayName, cache: Cache, layers: LayerRequest, blocks: tuple[BlockArgument, BlockArgument]
+    ) -> BlocksJob:
+        """One layer of transfer_cache_async, its arguments checked already."""
+        sources = self._copier.BlockList(blocks[0], "src_block_indices")
+        targets = self._copier.BlockList(blocks[1], "dst_block_indices")
+        return self._job(way, cache, layers, sources, targets, None, None, is_pull=False)
 
     def _job(
         self,
-        key: BlocksCacheKey,
+        way: WayName,
         cache: Cache,
         layers: LayerRequest,
         sources: BlockList,
         targets: BlockList,
         transfer_id: str | None,
         timeout_s: float | None,
-    ) -> Job:
-        return Job(
+        *,
+        is_pull: bool,
+    ) -> BlocksJob:
+        return BlocksJob(
             self._mover,
-            key.cluster_id,
-            key.model_id,
+            way,
             cache.cache_id,
             layers,
+            self._stamp.transfer_id(transfer_id),
+            self._stamp.deadline(timeout_s),
+            is_pull,
             sources,
             targets,
-            f"{self._id_prefix}{next(self._id_numbers):016x}"
-            if transfer_id is None
-            else check_transfer_id(transfer_id),
-            Deadline.after(self._timeout_s if timeout_s is None else timeout_s),
         )
 
 
-def _check_pair(key: object, cache: object, key_field: str, cache_field: str) -> None:
+def check_blocks_key(key: object, field: str) -> None:
+    if key is None:
+        raise NoneGiven(f"{field} must be a BlocksCacheKey, got None")
     if not isinstance(key, BlocksCacheKey):
-        raise TypeError(f"{key_field} must be a BlocksCacheKey, got {type(key).__name__}")
+        raise TypeError(f"{field} must be a BlocksCacheKey, got {type(key).__name__}")
     cluster_id, model_id = key.cluster_id, key.model_id
-    if not 0 <= cluster_id <= _UINT64_MAX:
-        raise TypeError(f"{key_field}.cluster_id must be a uint64, got {cluster_id}")
-    if not 0 <= model_id <= _UINT64_MAX:
-        raise TypeError(f"{key_field}.model_id must be a uint64, got {model_id}")
+    if not 0 <= cluster_id <= UINT64_MAX:
+        raise TypeError(f"{field}.cluster_id must be a uint64, got {cluster_id}")
+    if not 0 <= model_id <= UINT64_MAX:
+        raise TypeError(f"{field}.model_id must be a uint64, got {model_id}")
+
+
+def check_cache(cache: object, field: str) -> None:
+    if cache is None:
+        raise NoneGiven(f"{field} must be a Cache, got None")
     if not isinstance(cache, Cache):
-        raise TypeError(f"{cache_field} must be a Cache, got {type(cache).__name__}")
+        raise TypeError(f"{field} must be a Cache, got {type(cache).__name__}")
 
 
-def _check_request(
-    cache: Cache,
-    cache_field: str,
-    targets: BlockList,
-    src_layers: range | None,
-    dst_layers: range | None,
-    tensors_per_layer: int,
-) -> LayerRequest:
+def check_is_blocks(cache: Cache, field: str, targets: BlockList) -> None:
     if not cache.is_blocks_cache:
-        raise ParamInvalid(f"{cache_field} {cache.cache_id} is not a blocks cache")
+        raise ParamInvalid(f"{field} {cache.cache_id} is not a blocks cache")
     if not len(targets):
         raise ParamInvalid("dst_blocks is empty")
+    check_is_known(cache, field)
+
+
+def check_is_known(cache: Cache, field: str) -> None:
     if cache.cache_id < 0:
-        raise TypeError(f"{cache_field} has cache_id {cache.cache_id}: it was made by create_cpu_cache")
-    return request_layers(src_layers, dst_layers, tensors_per_layer, cache.cache_desc.num_tensors)
+        raise TypeError(f"{field} has cache_id {cache.cache_id}: it was made by create_cpu_cache")
 
 
-def _drop_empty(layers: range | None) -> range | None:
-    """In a pull an empty range means "not given" (contract 12.3)."""
-    return None if isinstance(layers, range) and not layers else layers
+def check_not_own(cluster_id: int, own: int) -> None:
+    if cluster_id == own:
+        raise ParamInvalid(f"the key names cluster_id {cluster_id}, this endpoint itself")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.endpoint.links import LinkTable
 from ray_kvfabric.endpoint.transfers import TransferTable
 from ray_kvfabric.memory.host_pool import HostPool
@@ -13,7 +14,7 @@ def describe_endpoint(
     caches: list[CacheInfo],
     links: LinkTable,
     transfers: TransferTable,
-    pool: HostPool,
+    pools: dict[Placement, HostPool],
 ) -> dict[str, object]:
     return {
         "cluster_id": endpoint.cluster_id,
@@ -34,9 +35,14 @@ def describe_endpoint(
             for link in links.links()
         ],
         "transfers": [{"transfer_id": each.transfer_id, "state": each.state} for each in transfers.all()],
-        "memory": {"budget_bytes": pool.budget, "used_bytes": pool.used, "huge_pages": pool.huge_pages},
+        "memory": _describe_pool(pools[Placement.HOST]),
+        "device_memory": _describe_pool(pools[Placement.DEVICE]),
         "counters": links.totals(),
     }
+
+
+def _describe_pool(pool: HostPool) -> dict[str, object]:
+    return {"budget_bytes": pool.budget, "used_bytes": pool.used, "huge_pages": pool.huge_pages}
 
 
 def _describe_cache(cache: CacheInfo) -> dict[str, object]:
@@ -47,6 +53,8 @@ def _describe_cache(cache: CacheInfo) -> dict[str, object]:
         "placement": cache.placement,
         "tensors": len(cache.regions),
         "shape": list(cache.shape),
+        "is_blocks": cache.is_blocks,
+        "keys": len(cache.keys),
         "bytes": cache.nbytes,
         "remote_accessible": cache.remote_accessible,
         "fabric_memory": bool(cache.segments),

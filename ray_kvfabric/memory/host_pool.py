@@ -12,14 +12,17 @@ from ray_kvfabric.errors import OutOfMemory, ParamInvalid
 from ray_kvfabric.memory.huge_pages import can_advise, shared_memory_policy
 from ray_kvfabric.memory.memfd import HostMemory
 
-TENSOR_ALIGNMENT = 64 * 1024  # bytes; every tensor starts on a page of the pool (contract section 6)
-
 
 class HostPool:
-    """`budget` bytes; None means that no pool is configured. Threads may share it."""
+    """`budget` bytes in pages of `2**page_shift`; None means that no pool is configured. Threads may share it.
 
-    def __init__(self, budget: int | None, *, huge_pages: bool) -> None:
+    `name` is the setting that refusals speak of. A tensor takes whole pages (contract section 6).
+    """
+
+    def __init__(self, name: str, budget: int | None, *, huge_pages: bool, page_shift: int = 16) -> None:
+        self.name = name
         self.budget = budget
+        self._page_nbytes = 1 << page_shift
         self.huge_pages = huge_pages and can_advise(shared_memory_policy())
         self._lock = threading.Lock()
         self._held: list[HostMemory] = []
@@ -35,14 +38,14 @@ class HostPool:
         Raises LLMException: LLM_PARAM_INVALID without a pool, LLM_OUT_OF_MEMORY beyond the budget.
         """
         if self.budget is None:
-            raise ParamInvalid("mem_pool is not configured, so no cache can be allocated")
-        pitch = -(-tensor_nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+            raise ParamInvalid(f"{self.name} is not configured, so no cache can be allocated from it")
+        pitch = -(-tensor_nbytes // self._page_nbytes) * self._page_nbytes
         nbytes = pitch * num_tensors
         with self._lock:
             used = sum(memory.nbytes for memory in self._held)
             if used + nbytes > self.budget:
                 raise OutOfMemory(
-                    f"{name} needs {nbytes} bytes, mem_pool.memory_size is {self.budget} with {used} in use"
+                    f"{name} needs {nbytes} bytes, {self.name}.memory_size is {self.budget} with {used} in use"
                 )
             memory = HostMemory.create(name, nbytes, huge_pages=self.huge_pages)
             self._held.append(memory)

@@ -233,7 +233,8 @@ def test_copy_blocks_refuses_what_is_outside(manager: CacheManager, info: Any, k
 
 @pytest.fixture
 def emulating() -> Any:
-    settings = EndpointSettings.model_validate({"emulated_device": "host", "mem_pool": {"memory_size": "64MiB"}})
+    pool = {"memory_size": "64MiB"}
+    settings = EndpointSettings.model_validate({"emulated_device": "host", "mem_pool": pool, "device_pool": pool})
     with CacheManager(1, directory=DictDirectory(), settings=settings) as manager:
         yield manager
 

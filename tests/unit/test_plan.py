@@ -28,18 +28,18 @@ def test_a_span_pairs_the_tensors_of_the_layers_or_is_refused(
     per_layer: int, source_tensors: int, target_tensors: int, source_start: int, target_start: int, layers: int
 ) -> None:
     ranges = range(source_start, source_start + layers), range(target_start, target_start + layers)
-    fits = all(
-        tensors % per_layer == 0 and each.stop * per_layer <= tensors
-        for tensors, each in zip((source_tensors, target_tensors), ranges, strict=True)
+    fits = source_tensors % per_layer == 0 and all(
+        each.stop * per_layer <= tensors for tensors, each in zip((source_tensors, target_tensors), ranges, strict=True)
     )
-    request = request_layers(*ranges, per_layer, source_tensors)
     if not fits:
         with pytest.raises(ParamInvalid):
-            span_layers(request, source_tensors, target_tensors)
+            span_layers(request_layers(*ranges, per_layer, source_tensors), source_tensors, target_tensors)
         return
-    span = span_layers(request, source_tensors, target_tensors)
+    span = span_layers(request_layers(*ranges, per_layer, source_tensors), source_tensors, target_tensors)
     paired = [(span.source_first + step, span.target_first + step) for step in range(span.num_regions)]
-    source, target = (np.arange(tensors).reshape(-1, per_layer) for tensors in (source_tensors, target_tensors))
+    source, target = (
+        np.arange(tensors - tensors % per_layer).reshape(-1, per_layer) for tensors in (source_tensors, target_tensors)
+    )
     expected = zip(source[list(ranges[0])].ravel(), target[list(ranges[1])].ravel(), strict=True)
     assert paired == [(int(left), int(right)) for left, right in expected]
     assert (span.first_layer, span.num_layers) == (target_start, layers)

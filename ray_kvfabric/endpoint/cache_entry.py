@@ -1,0 +1,65 @@
+"""One cache of this endpoint: what was asked for, what it became, and views of its memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ray_kvfabric.cache.handle import Cache
+from ray_kvfabric.cache.keys import CacheKey
+from ray_kvfabric.cache.layout import Region
+from ray_kvfabric.cache.types import CacheDesc
+from ray_kvfabric.memory.copy import RegionTable
+from ray_kvfabric.memory.foreign import Borrowed
+from ray_kvfabric.memory.memfd import HostMemory
+from ray_kvfabric.route import CacheInfo
+
+
+class Wanted(NamedTuple):
+    """A cache as the caller describes it. `model_id` names a blocks cache, `keys` the rows of a continuous one."""
+
+    desc: CacheDesc
+    is_blocks: bool = True
+    model_id: int | None = None
+    keys: Sequence[CacheKey] = ()
+    remote_accessible: bool = True
+
+
+@dataclass(slots=True)
+class CacheEntry:
+    """One live cache. `is_probed` says that its bare addresses were found mapped.
+
+    `is_doomed`: deallocated while keys of it were left; freed with the last of them (contract 11.5).
+    `pulled` counts, for each row key, the tensors that peers have pulled.
+    """
+
+    info: CacheInfo
+    cache: Cache
+    table: RegionTable
+    memory: HostMemory | None
+    borrowed: tuple[Borrowed, ...]
+    is_probed: bool
+    is_doomed: bool = False
+    pulled: dict[tuple[str, int, int], set[int]] = field(default_factory=dict)
+
+
+def tensor_opener(
+    regions: tuple[Region, ...], memory: HostMemory | None, borrowed: tuple[Borrowed, ...]
+) -> Callable[[int], memoryview]:
+    """Tensor index to its bytes; a view keeps the memory alive."""
+
+    def open_tensor(index: int) -> memoryview:
+        region = regions[index]
+        if memory is not None:
+            return memory.view(region.base, region.extent)
+        return _raw_view(region, borrowed[index].owner)
+
+    return open_tensor
+
+
+def _raw_view(region: Region, owner: object) -> memoryview:
+    array = (ctypes.c_ubyte * region.extent).from_address(region.base)
+    array.owner = owner  # type: ignore[attr-defined]  # lives as long as a view of the array
+    return memoryview(array).cast("B")

@@ -1,0 +1,1 @@
+"""The fabric under other programs' interfaces. Nothing below this floor knows them."""

@@ -1,0 +1,40 @@
+"""What the caller of install() chose. The engine reads it when an LLMDataDist is initialised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_kvfabric.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Testing aids, all off by default.
+
+    absent_peers="loopback"  a cluster that does not exist is a mirror of oneself (contract section 18)
+    emulated_device="host"   DEVICE caches lie in host memory
+    """
+
+    absent_peers: str | None = None
+    emulated_device: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("absent_peers", self.absent_peers, "loopback")
+        _check_choice("emulated_device", self.emulated_device, "host")
+
+
+def _check_choice(name: str, value: object, choice: str) -> None:
+    if value is not None and value != choice:
+        raise ConfigError(f"{name} must be {choice!r} or None, got {value!r}")
+
+
+_chosen = Options()
+
+
+def current() -> Options:
+    return _chosen
+
+
+def choose(options: Options) -> None:
+    global _chosen
+    _chosen = options
