@@ -163,7 +163,7 @@ class Fabric:
         return manager
 
     def _take(self, seat: Seat, tracer_pid: int | None, deadline: Deadline) -> CacheManager:
-        """An announcement that meets a scheduler in its last moment is refused with NotLinked: there will be another."""
+        """Opens the endpoint; a scheduler that just ended refuses it with NotLinked, and another is started."""
         while True:
             require_ray()
             try:
@@ -290,7 +290,7 @@ class Fabric:
         False when endpoints remain, or no scheduler. Who joins at the same moment is either one that remains, or
         starts the fabric anew. For detached fabrics that shall end with their last member.
         """
-        is_ended = retire(self._client, self._deadline())
+        is_ended = retire(self.name, self._deadline())
         if is_ended:
             self._started.clear()
         return is_ended

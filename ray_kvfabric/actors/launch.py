@@ -18,7 +18,6 @@ from ray.util import list_named_actors
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_kvfabric.actors.clients import SchedulerClient
 from ray_kvfabric.actors.edge import fetch, peer_errors
 from ray_kvfabric.actors.endpoint import Seat
 from ray_kvfabric.actors.names import belongs, placement_name, scheduler_name, worker_name
@@ -111,16 +110,18 @@ def _meet_scheduler(
     return None if introduction["is_ending"] else (scheduler, introduction)
 
 
-def retire(client: SchedulerClient, deadline: Deadline) -> bool:
+def retire(fabric: str, deadline: Deadline) -> bool:
     """Ends a fabric without endpoints; True when its name is free. False for one with endpoints, and for none."""
-    try:
-        is_ending = bool(client.call("retire", deadline=deadline))
-    except NotLinked:
+    scheduler = _find(scheduler_name(fabric))
+    if scheduler is None:
         return False
-    while is_ending and scheduler_exists(client.fabric):
-        if deadline.passed:
-            raise TransferTimeout(f"the scheduler of fabric {client.fabric!r} did not end in time")
-        time.sleep(RETRY_S)
+    try:
+        is_ending = bool(fetch(scheduler.retire.remote(), deadline, f"the end of fabric {fabric!r}"))
+    except RayActorError:  # somebody else ended it
+        return False
+    if is_ending:
+        ray.kill(scheduler)
+        _await_deaths([scheduler], deadline)
     return is_ending
 
 
@@ -262,7 +263,7 @@ def end_fabric(fabric: str, deadline: Deadline) -> int:
 
 def _await_deaths(actors: list[ActorHandle[Any]], deadline: Deadline) -> None:
     """Until calls to all of them fail: then their names and processes are gone."""
-    calls = [actor.__ray_ready__.remote() for actor in actors]
+    calls = [actor.__ray_ready__.options(max_task_retries=0).remote() for actor in actors]
     if not calls:
         return
     _, alive = ray.wait(calls, num_returns=len(calls), timeout=deadline.remaining_s)

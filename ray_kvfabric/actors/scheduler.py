@@ -54,7 +54,7 @@ from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
 
 PROBE_S = 5.0  # an actor that does not answer for so long counts as alive: a name is not taken from the slow
 HOLD_S = 3600.0
-FAREWELL_S = 0.1  # between the answer to `retire` and the end
+FAREWELL_S = 1.0  # from the answer to `retire` to the end, if the caller does not end this actor before
 
 
 class SchedulerActor:
@@ -118,7 +118,7 @@ class SchedulerActor:
         return found
 
     async def retire(self) -> bool:
-        """Whether no endpoint is left; this actor then ends itself, and its name is free."""
+        """Whether no endpoint is left; then nobody is let in any more, and this actor is ended."""
         is_ending: bool = await self._ask(Retire)
         return is_ending
 

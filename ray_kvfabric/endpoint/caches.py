@@ -46,8 +46,8 @@ class CacheTable:
         desc = wanted.desc
         if self._memory_kind(desc.placement) != "host":
             raise ParamInvalid(
-                "cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from: there is no device; "
-                "emulated_device=host lets DEVICE caches lie in host memory"
+                "cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from: there is "
+                "no device; emulated_device=host lets DEVICE caches lie in host memory"
             )
         regions_of(desc, [1] * desc.num_tensors)  # refuses a shape before it costs memory
         with self._lock:

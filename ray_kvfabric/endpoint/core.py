@@ -17,8 +17,8 @@ from ray_kvfabric.config import EndpointSettings, PoolSettings, endpoint_setting
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.caches import CacheTable, Pools
 from ray_kvfabric.endpoint.identity import ANY_TRACER, Identity, allow_tracer
-from ray_kvfabric.endpoint.links import Admit, LinkTable
-from ray_kvfabric.endpoint.mover import Mover
+from ray_kvfabric.endpoint.links import Admit, LinkTable, as_named
+from ray_kvfabric.endpoint.mover import Mover, tell_nobody
 from ray_kvfabric.endpoint.requests import Requests, Stamp
 from ray_kvfabric.endpoint.row_requests import RowRequests
 from ray_kvfabric.endpoint.status import describe_endpoint
@@ -75,7 +75,7 @@ class EndpointCore:
         self._caches = CacheTable(self._pools, self._identity.page, self._copier, emulates_device=emulates_device)
         local = LocalEnd(self.endpoint, self._copier)
         self._links = LinkTable(local, transports, directory, peers, self.counters)
-        mover = Mover(
+        self._mover = mover = Mover(
             cluster_id, self.settings.transfer_mode, has_device_pool, self._caches, self._links, self.counters,
             self._copier, self._tell_owner,
         )  # fmt: skip
@@ -210,6 +210,13 @@ class EndpointCore:
             for pool in self._pools.values():
                 pool.close()
             self._identity.close()
+            self._cut_cycles()
+
+    def _cut_cycles(self) -> None:
+        """What refers back to this object would keep its memory mapped until the garbage collector comes."""
+        self._answerers.clear()
+        self._mover.note_pull = tell_nobody
+        self._links.gate(as_named)
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open"

@@ -57,7 +57,7 @@ class LinkTable:
         self._ways: dict[WayName, Way] = {}
         self._links: dict[tuple[int, str], Link] = {}  # (incarnation, transport)
         self._opening = threading.RLock()
-        self._admit: Admit = _as_named
+        self._admit: Admit = as_named
 
     def way(self, name: WayName, deadline: Deadline) -> Way:
         """Raises NotLinked, CacheNotFound, LinkFailed, PeerLost, StaleIncarnation, TransferTimeout."""
@@ -182,7 +182,7 @@ class LinkTable:
             self._ways, self._links = {}, {}
 
 
-def _as_named(cluster_id: int) -> int:
+def as_named(cluster_id: int) -> int:
     return cluster_id
 
 

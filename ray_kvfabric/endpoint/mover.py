@@ -14,6 +14,10 @@ from ray_kvfabric.telemetry import Counters
 NotePull = Callable[[EndpointInfo, int, int, range], None]  # the owner, its cache_id, row, tensors
 
 
+def tell_nobody(owner: EndpointInfo, cache_id: int, row: int, tensors: range) -> None:
+    """The NotePull of an endpoint that was closed."""
+
+
 @dataclass(slots=True)
 class Mover:
     """`note_pull` tells the owner of a row that it was pulled (contract 12.3: keys are used up by that)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_kvfabric.cache.checks import check_int
+from ray_kvfabric.cache.checks import check_int, check_type
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import UNSET_ID, CacheKey, CacheKeyByIdAndIndex, CacheName, WayName
 from ray_kvfabric.endpoint.mover import Mover
@@ -41,14 +41,9 @@ class RowRequests:
         size: int,
         tensors_per_layer: int,
     ) -> RowJob:
-        if not isinstance(key, CacheKeyByIdAndIndex):
-            raise TypeError(f"dst_cache_key must be a CacheKeyByIdAndIndex, got {type(key).__name__}")
-        check_cache(cache, "src_cache")
-        check_int(src_batch_index, "uint32", "src_batch_index")
-        _check_continuous(cache, "src_cache")
+        check_pushed_row(key, cache, src_batch_index)
         layers = request_layers(src_layers, dst_layers, tensors_per_layer, cache.cache_desc.num_tensors)
-        if check_int(size, "int64", "size") != -1:
-            raise ParamInvalid(f"size must be -1, a whole row, got {size}")
+        check_whole_row(size)
         return self.job(pushed_name(key), cache, layers, push_row(src_batch_index, key.batch_index))
 
     def pull(
@@ -132,6 +127,20 @@ class RowRequests:
         if key.cache_id < 0 and self._is_requested:
             raise ParamInvalid(f"cache_id must not be negative, got {key.cache_id}")
         return CacheName("model", 0, 0), key.batch_index
+
+
+def check_pushed_row(key: object, cache: object, src_batch_index: object) -> None:
+    """The first checks of push_cache (contract 12.2)."""
+    if not isinstance(key, CacheKeyByIdAndIndex):
+        raise TypeError(f"dst_cache_key must be a CacheKeyByIdAndIndex, got {type(key).__name__}")
+    checked = check_type(cache, Cache, "src_cache")
+    check_int(src_batch_index, "uint32", "src_batch_index")
+    _check_continuous(checked, "src_cache")
+
+
+def check_whole_row(size: object) -> None:
+    if check_int(size, "int64", "size") != -1:
+        raise ParamInvalid(f"size must be -1, a whole row, got {size}")
 
 
 def pushed_name(key: CacheKeyByIdAndIndex) -> WayName:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from ray_kvfabric.cache.checks import check_type
 from ray_kvfabric.cache.handle import Cache
@@ -16,13 +17,15 @@ from ray_kvfabric.cache.layer_transfer import (
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.core import EndpointCore
 from ray_kvfabric.endpoint.layer_moves import LayerMoves
-from ray_kvfabric.endpoint.layer_requests import LayerOrder, check_layer_transfer
+from ray_kvfabric.endpoint.layer_requests import LayerOrder, LayerPart, check_layer_transfer
 from ray_kvfabric.endpoint.layer_task import CacheTask, run_layers
 from ray_kvfabric.endpoint.requests import BlockArgument, check_transfer_id
 from ray_kvfabric.endpoint.transfers import Transfer
 from ray_kvfabric.plan import TENSORS_PER_LAYER
 from ray_kvfabric.route import Receipt, Route
 from ray_kvfabric.transport.registry import Verdict
+
+Around = Callable[[], AbstractContextManager[None]]
 
 
 class TransferVerbs(EndpointCore):
@@ -202,9 +205,15 @@ class TransferVerbs(EndpointCore):
         )  # fmt: skip
         return self.run_layer_order(order)
 
-    def run_layer_order(self, order: LayerOrder) -> CacheTask:
-        """Starts a layer-wise transfer whose arguments were checked already."""
-        return run_layers(order, LayerMoves(order, self._requests, self._rows).move)
+    def run_layer_order(self, order: LayerOrder, around: Around = nullcontext) -> CacheTask:
+        """Starts a layer-wise transfer whose arguments were checked already; `around` is entered for each move."""
+        moves = LayerMoves(order, self._requests, self._rows)
+
+        def move(part: LayerPart) -> None:
+            with around():
+                moves.move(part)
+
+        return run_layers(order, move)
 
     # ---- ways and outcomes -----------------------------------------------------------------------
 

@@ -146,19 +146,19 @@ class TestClusterConfig:
     def test_the_cluster_info_is_made_where_it_is_absent(self, llm_datadist: Any) -> None:
         config = llm_datadist.v2.config
         options = {"llm.listenIpInfo": "1.2.3.4:26000"}
-        config.gen_cluster_info_if_not_exist(5, llm_datadist.LLMRole.PROMPT, options)
+        config.EngineConfig.gen_cluster_info_if_not_exist(5, llm_datadist.LLMRole.PROMPT, options)
         made = config.EngineConfig.from_engine_options(True, options)
         assert made.is_prompt
         assert made.cluster_config == {"cluster_id": 5, "listen_ip_info": [{"ip": 67305985, "port": 26000}]}
 
     def test_a_decoder_does_not_listen(self, llm_datadist: Any) -> None:
         options = {"llm.listenIpInfo": "1.2.3.4:26000"}
-        llm_datadist.v2.config.gen_cluster_info_if_not_exist(5, llm_datadist.LLMRole.DECODER, options)
+        llm_datadist.v2.config.EngineConfig.gen_cluster_info_if_not_exist(5, llm_datadist.LLMRole.DECODER, options)
         assert options["llm.ClusterInfo"] == '{"cluster_id": 5}'
 
     def test_a_given_one_stays(self, llm_datadist: Any) -> None:
         options = {"llm.ClusterInfo": '{"cluster_id": 9}'}
-        llm_datadist.v2.config.gen_cluster_info_if_not_exist(5, llm_datadist.LLMRole.PROMPT, options)
+        llm_datadist.v2.config.EngineConfig.gen_cluster_info_if_not_exist(5, llm_datadist.LLMRole.PROMPT, options)
         assert options == {"llm.ClusterInfo": '{"cluster_id": 9}'}
 
     def test_without_one_it_is_empty(self, llm_datadist: Any) -> None:

@@ -32,13 +32,13 @@ class EngineConfig:
             raise ParamInvalid(f"{_CLUSTER_INFO} must be a JSON object, got {type(cluster_config).__name__}")
         return cls(is_prompt, cluster_config)
 
-
-def gen_cluster_info_if_not_exist(cluster_id: int, role: LLMRole, options: dict[str, str]) -> None:
-    """Writes `llm.ClusterInfo` into `options` where it is absent; a prompt's has its listen address."""
-    if _CLUSTER_INFO in options:
-        return
-    info: dict[str, Any] = {"cluster_id": cluster_id}
-    if role is LLMRole.PROMPT and _LISTEN_IP_INFO in options:
-        ip, port = parse_listen_ip_info(options[_LISTEN_IP_INFO])
-        info["listen_ip_info"] = [{"ip": ip, "port": port}]
-    options[_CLUSTER_INFO] = json.dumps(info)
+    @staticmethod
+    def gen_cluster_info_if_not_exist(cluster_id: int, role: LLMRole, options: dict[str, str]) -> None:
+        """Writes `llm.ClusterInfo` into `options` where it is absent; a prompt's has its listen address."""
+        if _CLUSTER_INFO in options:
+            return
+        info: dict[str, Any] = {"cluster_id": cluster_id}
+        if role is LLMRole.PROMPT and _LISTEN_IP_INFO in options:
+            ip, port = parse_listen_ip_info(options[_LISTEN_IP_INFO])
+            info["listen_ip_info"] = [{"ip": ip, "port": port}]
+        options[_CLUSTER_INFO] = json.dumps(info)

@@ -1,0 +1,68 @@
+"""The fabric that an LLMDataDist joins: by default that of the Ray cluster, shared by all programs on it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.config import EndpointSettings, FabricConfig
+
+FABRIC = "llm_datadist"
+
+
+class Seat(Protocol):
+    """A joined endpoint, and how it leaves."""
+
+    manager: CacheManager
+
+    def leave(self) -> None: ...
+
+
+class World(Protocol):
+    def join(self, cluster_id: int, settings: EndpointSettings, role: str) -> Seat:
+        """Raises ClusterIdTaken, or what keeps the fabric from starting."""
+
+
+class RayWorld:
+    """A detached fabric of one well-known name: it starts with its first member and ends with its last."""
+
+    def join(self, cluster_id: int, settings: EndpointSettings, role: str) -> Seat:
+        from ray_kvfabric.errors import NotLinked
+
+        try:
+            return _RaySeat(cluster_id, settings, role)
+        except NotLinked:  # the last member left while we came: there is a new fabric to start
+            return _RaySeat(cluster_id, settings, role)
+
+
+class _RaySeat:
+    def __init__(self, cluster_id: int, settings: EndpointSettings, role: str) -> None:
+        from ray_kvfabric.fabric import Fabric
+
+        self._fabric = Fabric.connect(FABRIC, config=FabricConfig(name=FABRIC, lifetime="detached"))
+        try:
+            self.manager = self._fabric.join(cluster_id, settings=settings, role=role)
+        except BaseException:
+            self._end()
+            raise
+
+    def leave(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._fabric.close()
+        self._fabric.retire()
+
+
+_world: World = RayWorld()
+
+
+def current() -> World:
+    return _world
+
+
+def use(world: World) -> World:
+    """Replaces the world, for tests without Ray; gives back the one before."""
+    global _world
+    before, _world = _world, world
+    return before
