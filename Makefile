@@ -20,7 +20,7 @@ bench: $(VENV)/.core
 	$(BIN)/kvfabric bench
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests/unit tests/integration
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration
 
 stress: $(VENV)/.test
 	$(BIN)/python -m pytest tests/stress

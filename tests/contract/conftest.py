@@ -17,6 +17,7 @@ import pytest
 from ray_kvfabric.errors import LLMException, LLMStatusCode
 from ray_kvfabric.integrations.llm_datadist import install, uninstall
 from ray_kvfabric.integrations.llm_datadist.deviations import DEVIATIONS, Deviation
+from tests.contract.world import Ends, MemoryWorld, memory_world
 
 NATIVE = {
     "cache.types": ("CacheDesc", "DataType", "LLMRole", "Placement"),
@@ -104,3 +105,18 @@ def python(code: str, *paths: object, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.fixture
+def world() -> Iterator[MemoryWorld]:
+    """The drop-in's engines meet in this process, without Ray; device memory is emulated."""
+    with memory_world() as made:
+        yield made
+
+
+@pytest.fixture(params=["native", "drop_in"])
+def ends(request: pytest.FixtureRequest, world: MemoryWorld) -> Iterator[Ends]:
+    """Endpoints of either face; everything runs twice."""
+    made = Ends(request.param, world)
+    yield made
+    made.close()
