@@ -61,6 +61,13 @@ int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid) {
     return KVF_BUSY;
 }
 
+int kvf_is_idle(kvf_page *page, int index) {
+    for (int cell = 0; cell < KVF_CELLS; cell++)
+        if (atomic_load(&page->links[index].cells[cell]) != 0)
+            return 0;
+    return 1;
+}
+
 void kvf_release_link(kvf_page *page, int index, uint64_t owner) {
     kvf_link *link = &page->links[index];
     uint64_t held = owner;

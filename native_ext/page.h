@@ -83,6 +83,7 @@ int64_t kvf_monotonic_ns(void);
 int kvf_has_ended(int pidfd);
 
 int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid);
+int kvf_is_idle(kvf_page *page, int link); /* whether no transfer of the link is under way */
 void kvf_release_link(kvf_page *page, int link, uint64_t owner);
 
 int kvf_enter(kvf_page *page, int link, uint32_t slot, uint64_t generation);

@@ -48,6 +48,7 @@ cdef extern from "page.h" nogil:
     int64_t kvf_monotonic_ns()
     int kvf_has_ended(int pidfd)
     int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid)
+    int kvf_is_idle(kvf_page *page, int link)
     void kvf_release_link(kvf_page *page, int link, uint64_t owner)
     int kvf_enter(kvf_page *page, int link, uint32_t slot, uint64_t generation)
     int kvf_is_current(kvf_page *page, uint32_t slot, uint64_t generation)
@@ -159,11 +160,17 @@ cdef class SharedPage:
         """Index of a link for this writer, or BUSY."""
         return kvf_claim_link(self.page, owner, pid)
 
+    def is_idle(self, int link):
+        """Whether no transfer of this link is under way."""
+        return kvf_is_idle(self.page, link) != 0
+
     def release_link(self, int link, uint64_t owner):
         kvf_release_link(self.page, link, owner)
 
     def begin(self, int link, uint32_t slot, uint64_t generation, int pidfd):
-        """A cell (0 or more) that holds the slot open, or PEER_DEAD, STALE, BUSY."""
+        """A cell (0 or more) that holds the slot open, or PEER_DEAD, STALE (also for a released link, -1), BUSY."""
+        if link < 0:
+            return KVF_STALE
         if kvf_has_ended(pidfd):
             return KVF_PEER_DEAD
         return kvf_enter(self.page, link, slot, generation)

@@ -18,6 +18,7 @@ _HOMES = {
     "CacheKeyByIdAndIndex": "cache.keys",
     "CacheManager": "cache_manager",
     "CacheRef": "route",
+    "CacheTask": "endpoint.layer_task",
     "CacheWorker": "actors.worker",
     "DataType": "cache.types",
     "EndpointSettings": "config",
@@ -26,9 +27,14 @@ _HOMES = {
     "LLMException": "errors",
     "LLMRole": "cache.types",
     "LLMStatusCode": "errors",
+    "LayerSynchronizer": "cache.layer_transfer",
+    "MemInfo": "cache.layer_transfer",
+    "Memtype": "cache.layer_transfer",
     "Placement": "cache.types",
     "Receipt": "route",
     "Transfer": "endpoint.transfers",
+    "TransferConfig": "cache.layer_transfer",
+    "TransferWithCacheKeyConfig": "cache.layer_transfer",
     "WorkerGroup": "config",
 }
 
@@ -38,6 +44,11 @@ if TYPE_CHECKING:
     from ray_kvfabric.cache.keys import BlocksCacheKey as BlocksCacheKey
     from ray_kvfabric.cache.keys import CacheKey as CacheKey
     from ray_kvfabric.cache.keys import CacheKeyByIdAndIndex as CacheKeyByIdAndIndex
+    from ray_kvfabric.cache.layer_transfer import LayerSynchronizer as LayerSynchronizer
+    from ray_kvfabric.cache.layer_transfer import MemInfo as MemInfo
+    from ray_kvfabric.cache.layer_transfer import Memtype as Memtype
+    from ray_kvfabric.cache.layer_transfer import TransferConfig as TransferConfig
+    from ray_kvfabric.cache.layer_transfer import TransferWithCacheKeyConfig as TransferWithCacheKeyConfig
     from ray_kvfabric.cache.types import CacheDesc as CacheDesc
     from ray_kvfabric.cache.types import DataType as DataType
     from ray_kvfabric.cache.types import LLMRole as LLMRole
@@ -46,6 +57,7 @@ if TYPE_CHECKING:
     from ray_kvfabric.config import EndpointSettings as EndpointSettings
     from ray_kvfabric.config import FabricConfig as FabricConfig
     from ray_kvfabric.config import WorkerGroup as WorkerGroup
+    from ray_kvfabric.endpoint.layer_task import CacheTask as CacheTask
     from ray_kvfabric.endpoint.transfers import Transfer as Transfer
     from ray_kvfabric.errors import LLMException as LLMException
     from ray_kvfabric.errors import LLMStatusCode as LLMStatusCode

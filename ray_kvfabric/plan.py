@@ -176,7 +176,8 @@ def span_layers(request: LayerRequest, source_tensors: int, target_tensors: int)
     target_first, target_count = _side("dst_layer_range", "target", request.target, per_layer, target_tensors)
     if source_count != target_count:
         raise ParamInvalid(
-            f"num_tensors differ: the source cache gives {source_count}, the target cache takes {target_count}"
+            f"num_tensors differ: the source cache has {source_count}, the target cache {target_count} in the layers "
+            "asked for"
         )
     return LayerSpan(
         source_first, target_first, source_count, target_first // per_layer, max(source_count // per_layer, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from ray_kvfabric.cli.knock import knock
 from ray_kvfabric.config import NAMESPACE
 from ray_kvfabric.errors import NotLinked
-
-KNOCK_S = 5.0
 
 
 @contextmanager
@@ -42,7 +40,7 @@ def describe_cluster(address: str | None) -> str:
 def _connect(address: str | None) -> None:
     try:
         if address is not None:
-            _knock(address)
+            knock(address)
         ray.init(address=address or "auto", namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         where = f"at {address}" if address else "on this machine"
@@ -51,10 +49,3 @@ def _connect(address: str | None) -> None:
             f"no Ray cluster runs {where}; start one with `ray start --head`, or name one with --address"
             + (f" ({reason})" if reason else "")
         ) from None
-
-
-def _knock(address: str) -> None:
-    """Raises OSError where nobody listens, which Ray itself finds out after more than a minute."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()

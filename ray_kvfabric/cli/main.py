@@ -13,6 +13,7 @@ from ray_kvfabric.errors import FabricError
 # name: (module, what --help says); the command's object in the module is called as the command is
 COMMANDS = {
     "demo": ("ray_kvfabric.cli.demo", "A prompt is prefilled by one actor and decoded by another."),
+    "run": ("ray_kvfabric.cli.run", "Run a program written for LLM-DataDist on a fabric of this host."),
     "doctor": ("ray_kvfabric.cli.doctor", "What this machine can do, and what it lacks."),
     "status": ("ray_kvfabric.cli.status", "Endpoints, caches, links and transfers of a running fabric."),
     "up": ("ray_kvfabric.cli.updown", "Start a detached fabric from a YAML file."),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import CacheKey
-from ray_kvfabric.cache.layout import Region
+from ray_kvfabric.cache.layout import Region, regions_of
 from ray_kvfabric.cache.types import CacheDesc
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.memory.foreign import Borrowed
@@ -43,6 +43,11 @@ class CacheEntry:
     is_probed: bool
     is_doomed: bool = False
     pulled: dict[tuple[str, int, int], set[int]] = field(default_factory=dict)
+
+
+def check_shape(desc: CacheDesc) -> None:
+    """Raises LLMException (LLM_PARAM_INVALID) for a shape that no cache has. `num_tensors` may be any number yet."""
+    regions_of(CacheDesc(1, desc.shape, desc.data_type), [1])
 
 
 def tensor_opener(

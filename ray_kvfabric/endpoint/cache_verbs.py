@@ -247,7 +247,7 @@ class CacheVerbs(EndpointCore):
         device and without `emulated_device`.
         """
         self._check_open()
-        swap(self._copier, src_cache, dst_cache, src_to_dst, emulates_device=self._emulates_device)
+        swap(self._copier, self._caches, src_cache, dst_cache, src_to_dst, emulates_device=self._emulates_device)
 
 
 def _model_id(key: BlocksCacheKey | None) -> int | None:

@@ -14,7 +14,7 @@ from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.layout import Region, regions_of, tensor_nbytes
 from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, tensor_opener
+from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, check_shape, tensor_opener
 from ray_kvfabric.endpoint.key_index import bound_keys, keys_to_allocate, keys_to_register
 from ray_kvfabric.errors import CacheNotFound, LLMException, LLMStatusCode, ParamInvalid, TransferTimeout
 from ray_kvfabric.memory.copy import Copier
@@ -49,7 +49,7 @@ class CacheTable:
                 "cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from: there is "
                 "no device; emulated_device=host lets DEVICE caches lie in host memory"
             )
-        regions_of(desc, [1] * desc.num_tensors)  # refuses a shape before it costs memory
+        check_shape(desc)  # before it costs memory
         with self._lock:
             bound = bound_keys(entry.info for entry in self._entries.values())
             keys = keys_to_allocate(wanted.keys, desc.shape[0], bound)
@@ -192,14 +192,21 @@ class CacheTable:
         """As `find`, and the first time looks whether bare addresses of the cache are mapped."""
         entry = self.find(cache_id)
         if not entry.is_probed and entry.info.memory == "host":
-            hole = unmapped([(region.base, region.extent) for region in entry.info.regions])
-            if hole is not None:
-                raise ParamInvalid(
-                    f"cache {cache_id} was registered at address {hole[0]:#x}, of which this process has not "
-                    f"{hole[1]} bytes mapped readable and writable"
-                )
+            _check_mapped(cache_id, [(region.base, region.extent) for region in entry.info.regions])
             entry.is_probed = True
         return entry
+
+    def holder(self, cache: Cache, extent: int) -> object:
+        """What keeps `extent` bytes of each tensor of a handle alive, as far as that is known here.
+
+        The handle may be of no cache of this endpoint. Raises LLMException (LLM_PARAM_INVALID) for bytes that are
+        not mapped.
+        """
+        entry = self._entries.get(cache.cache_id)
+        if entry is not None and entry.cache is cache and extent <= entry.info.regions[0].extent:
+            return self.find_mapped(cache.cache_id).table
+        _check_mapped(cache.cache_id, [(address, extent) for address in cache.tensor_addrs])
+        return cache
 
     def remove(self, cache_id: int, deadline: Deadline) -> CacheEntry | None:
         """Fences the cache off, waits for writers inside it, frees it. None for an unknown id.
@@ -223,3 +230,12 @@ class CacheTable:
     def all(self) -> list[CacheEntry]:
         with self._lock:
             return list(self._entries.values())
+
+
+def _check_mapped(cache_id: int, ranges: list[tuple[int, int]]) -> None:
+    hole = unmapped(ranges)
+    if hole is not None:
+        raise ParamInvalid(
+            f"cache {cache_id} has a tensor at address {hole[0]:#x}, of which this process has not {hole[1]} bytes "
+            "mapped readable and writable"
+        )

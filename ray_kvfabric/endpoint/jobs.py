@@ -16,7 +16,7 @@ from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.links import Way
 from ray_kvfabric.endpoint.mover import Mover
 from ray_kvfabric.endpoint.rules import check_accessible, check_element_width, check_requested_pull
-from ray_kvfabric.errors import PeerLost, StaleIncarnation, StaleRoute
+from ray_kvfabric.errors import ParamInvalid, PeerLost, StaleIncarnation, StaleRoute
 from ray_kvfabric.memory.copy import RegionTable, StopWord
 from ray_kvfabric.plan import Blocks, Fit, LayerRequest, Plan, blocks_fit, blocks_refusal, check_regions, span_layers
 from ray_kvfabric.route import CacheInfo, Receipt
@@ -107,6 +107,9 @@ class BlocksJob(Job):
         names = self._names(way)
         self._check_pair(entry.info, way, way.remote.info, names)
         source, target = self._sides(entry.info, way.remote.info)
+        for cache, name in zip((source, target), names, strict=True):
+            if not cache.is_blocks:  # a key by id may name one
+                raise ParamInvalid(f"{name} is a continuous cache, it has no blocks")
         span = span_layers(self.layers, len(source.regions), len(target.regions))
         check_regions(span, source.regions, target.regions, names)
         return Fit(span, source.regions[0].num_blocks, target.regions[0].num_blocks)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ray_kvfabric.cache.keys import CacheName, WayName
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import TransferTimeout
+from ray_kvfabric.errors import ParamInvalid, TransferTimeout
 from ray_kvfabric.plan import Fit, LayerRequest
 from ray_kvfabric.ports import Directory, PeerCalls
 from ray_kvfabric.route import CacheInfo, Route
@@ -58,6 +58,7 @@ class LinkTable:
         self._links: dict[tuple[int, str], Link] = {}  # (incarnation, transport)
         self._opening = threading.RLock()
         self._admit: Admit = as_named
+        self._is_closed = False
 
     def way(self, name: WayName, deadline: Deadline) -> Way:
         """Raises NotLinked, CacheNotFound, LinkFailed, PeerLost, StaleIncarnation, TransferTimeout."""
@@ -71,7 +72,7 @@ class LinkTable:
         """
         with self._holding(name[0], deadline):
             route = self._resolve(name, deadline)
-            return self._way_to(route, deadline), route.cache
+            return self._way_to(name[0], route, deadline), route.cache
 
     def forget(self, way: Way) -> None:
         """Drops a stale way, and its link when the peer is gone."""
@@ -107,16 +108,19 @@ class LinkTable:
             if found is not None:
                 return found
             self.sweep()
-            way = self._way_to(self._resolve(name, deadline), deadline)
+            way = self._way_to(name[0], self._resolve(name, deadline), deadline)
             self._ways[name] = way
             return way
 
     def _resolve(self, name: WayName, deadline: Deadline) -> Route:
         return self._directory.resolve(self._admit(name[0]), name[1], deadline)
 
-    def _way_to(self, route: Route, deadline: Deadline) -> Way:
-        """The one way to this cache as it is now, opened if it is not yet."""
-        name = (route.endpoint.cluster_id, CacheName("id", route.cache.cache_id))
+    def _way_to(self, cluster_id: int, route: Route, deadline: Deadline) -> Way:
+        """The one way to this cache as it is now, opened if it is not yet.
+
+        It is kept under the id that was asked for: the gate lets that one pass, not the endpoint's own id.
+        """
+        name = (cluster_id, CacheName("id", route.cache.cache_id))
         known = self._ways.get(name)
         if known is not None and _is_same(known.route, route):
             return known
@@ -130,6 +134,8 @@ class LinkTable:
         if not self._opening.acquire(timeout=deadline.remaining_s):
             raise TransferTimeout(f"another thread is still opening a link; none to endpoint {cluster_id} in time")
         try:
+            if self._is_closed:
+                raise ParamInvalid(f"endpoint {self._local.endpoint.cluster_id} is closed")
             yield
         finally:
             self._opening.release()
@@ -176,7 +182,9 @@ class LinkTable:
         return list(self._links.values())
 
     def close(self) -> None:
+        """Waits for the transfers that are under way; none can begin any more."""
         with self._opening:
+            self._is_closed = True
             for link in self._links.values():
                 self._end(link)
             self._ways, self._links = {}, {}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ray_kvfabric.cache.checks import check_type
 from ray_kvfabric.cache.handle import Cache
-from ray_kvfabric.cache.layout import regions_of
-from ray_kvfabric.cache.types import Placement
+from ray_kvfabric.cache.layout import tensor_nbytes
+from ray_kvfabric.cache.types import CacheDesc, Placement
 from ray_kvfabric.endpoint.cache_entry import CacheEntry
+from ray_kvfabric.endpoint.caches import CacheTable
 from ray_kvfabric.endpoint.rules import check_row
 from ray_kvfabric.errors import FeatureNotEnabled, ParamInvalid
 from ray_kvfabric.memory.copy import Copier, RegionTable
@@ -15,6 +16,9 @@ from ray_kvfabric.memory.copy import Copier, RegionTable
 def check_pairs_of_lists(info: object) -> tuple[list[int], list[int]]:
     """{source: [targets]} as two lists. TypeError for other types."""
     pairs = check_type(info, dict, "copy_block_info")
+    for source in pairs:
+        if not isinstance(source, int):
+            raise TypeError(f"copy_block_info has the source {source!r}, which must be an int")
     sources: list[int] = []
     targets: list[int] = []
     for source, listed in pairs.items():
@@ -65,27 +69,40 @@ def _row_table(copier: Copier, entry: CacheEntry, row: int, offset: int, nbytes:
     return copier.RegionTable(regions, owner=entry.table)
 
 
-def swap(copier: Copier, source: Cache, target: Cache, src_to_dst: object, *, emulates_device: bool) -> None:
-    """A one-way copy between a host and a device blocks cache; nothing flows back, as in LLM-DataDist."""
+def swap(
+    copier: Copier, caches: CacheTable, source: Cache, target: Cache, src_to_dst: object, *, emulates_device: bool
+) -> None:
+    """A one-way copy between a host and a device blocks cache; nothing flows back, as in LLM-DataDist.
+
+    It goes by the handles alone: caches of create_cpu_cache, which no manager knows, may take part.
+    """
     check_type(source, Cache, "src_cache")
     check_type(target, Cache, "dst_cache")
     pairs = check_type(src_to_dst, dict, "src_to_dst")
-    sources = copier.BlockList(list(pairs), "src_to_dst")
-    targets = copier.BlockList(list(pairs.values()), "src_to_dst")
+    sources, targets = _indices(list(pairs)), _indices(list(pairs.values()))
     _check_swap(source, target)
-    for side, cache, blocks in (("src", source, sources), ("dst", target, targets)):
-        if blocks.maximum >= cache.cache_desc.shape[0]:
+    for side, cache, indices in (("src", source, sources), ("dst", target, targets)):
+        limit = cache.cache_desc.batch_size
+        outside = next((index for index in indices if not 0 <= index < limit), None)
+        if outside is not None:
             raise ParamInvalid(
-                f"src_to_dst has {side} index {blocks.maximum}, {side}_cache {cache.cache_id} has blocks "
-                f"[0, {cache.cache_desc.shape[0]})"
+                f"src_to_dst has {side} index {outside}, {side}_cache {cache.cache_id} has blocks [0, {limit})"
             )
     if not emulates_device:
         raise FeatureNotEnabled(
             "swap_blocks needs device memory; emulated_device=host lets DEVICE caches lie on the host"
         )
     if pairs:
-        tables = _table(copier, source), _table(copier, target)
-        copier.copy_blocks(*tables, 0, 0, len(tables[0]), sources, targets)
+        tables = _table(copier, caches, source), _table(copier, caches, target)
+        blocks = copier.BlockList(sources, "src_to_dst"), copier.BlockList(targets, "src_to_dst")
+        copier.copy_blocks(*tables, 0, 0, len(tables[0]), *blocks)
+
+
+def _indices(indices: list[object]) -> list[int]:
+    for index in indices:
+        if not isinstance(index, int):
+            raise TypeError(f"src_to_dst must have int indices, got {type(index).__name__}")
+    return [int(index) for index in indices if isinstance(index, int)]
 
 
 def _check_swap(source: Cache, target: Cache) -> None:
@@ -97,10 +114,9 @@ def _check_swap(source: Cache, target: Cache) -> None:
     here, there = source.cache_desc, target.cache_desc
     if here.num_tensors != there.num_tensors:
         raise ParamInvalid(f"num_tensors differ: src_cache has {here.num_tensors}, dst_cache {there.num_tensors}")
-    if here.size // here.batch_size != there.size // there.batch_size:
+    if _block_nbytes(here) != _block_nbytes(there):
         raise ParamInvalid(
-            f"block sizes differ: src_cache has {here.size // here.batch_size} bytes a block, "
-            f"dst_cache {there.size // there.batch_size}"
+            f"block sizes differ: src_cache has {_block_nbytes(here)} bytes a block, dst_cache {_block_nbytes(there)}"
         )
     if {here.placement, there.placement} != {Placement.HOST, Placement.DEVICE}:
         raise ParamInvalid(
@@ -108,5 +124,12 @@ def _check_swap(source: Cache, target: Cache) -> None:
         )
 
 
-def _table(copier: Copier, cache: Cache) -> RegionTable:
-    return copier.RegionTable(regions_of(cache.cache_desc, cache.tensor_addrs), owner=cache)
+def _block_nbytes(desc: CacheDesc) -> int:
+    return tensor_nbytes(desc) // desc.batch_size
+
+
+def _table(copier: Copier, caches: CacheTable, cache: Cache) -> RegionTable:
+    """Blocks as the handle counts them, in its batch dimension."""
+    num_blocks, nbytes = cache.cache_desc.batch_size, _block_nbytes(cache.cache_desc)
+    owner = caches.holder(cache, num_blocks * nbytes)
+    return copier.RegionTable([(each, num_blocks, nbytes, nbytes) for each in cache.tensor_addrs], owner=owner)

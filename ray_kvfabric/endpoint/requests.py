@@ -90,6 +90,8 @@ class Requests:
         targets = self._copier.BlockList(dst_blocks, "dst_blocks")
         check_is_blocks(cache, "dst_cache", targets)
         layers = request_pulled_layers(src_layers, dst_layers, tensors_per_layer, cache.cache_desc.num_tensors)
+        if not len(sources):
+            raise ParamInvalid("src_blocks is empty, a BlocksCacheKey as src_cache_key needs some")
         check_not_own(key.cluster_id, self._mover.cluster_id)
         return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, is_pull=True)
 

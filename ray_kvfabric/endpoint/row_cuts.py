@@ -78,6 +78,8 @@ def push_row_into_blocks(src_row: int, dst_blocks: tuple[int, ...], piece_nbytes
             )
         if is_raw:
             return row_to_blocks(source, piece_nbytes, _raw_blocks(dst_blocks, piece_nbytes), dst_blocks)
+        if not pair.there.is_blocks:
+            raise ParamInvalid(f"dst_block_indices need a blocks cache, {pair.names[1]} is a continuous cache")
         if piece_nbytes != there.block_nbytes:
             raise _size_refusal(piece_nbytes, there.block_nbytes, pair.names[1])
         _check_blocks(dst_blocks, pair.there, pair.names[1])

@@ -18,7 +18,7 @@ from ray_kvfabric.endpoint.requests import (
 )
 from ray_kvfabric.endpoint.row_cuts import Row, pull_row, pull_row_into_blocks, push_row
 from ray_kvfabric.endpoint.row_jobs import CutRows, RowJob
-from ray_kvfabric.errors import ParamInvalid
+from ray_kvfabric.errors import NoneGiven, ParamInvalid
 from ray_kvfabric.plan import LayerRequest, request_layers, request_pulled_layers
 
 RowKeys = CacheKey | CacheKeyByIdAndIndex
@@ -109,7 +109,7 @@ class RowRequests:
             is_pull,
             cut,
             addresses,
-            is_pull and self._is_requested,
+            is_pull and self._is_requested and way[1].kind != "prefix",  # prefixes stay (contract 10.2)
         )
 
     @property
@@ -161,6 +161,8 @@ def _request_name(key: CacheKey) -> CacheName:
 
 
 def _check_row_key(key: Any, field: str) -> None:
+    if key is None:
+        raise NoneGiven(f"{field} must be a CacheKey or a CacheKeyByIdAndIndex, got None")
     if not isinstance(key, CacheKey | CacheKeyByIdAndIndex):
         raise TypeError(f"{field} must be a CacheKey or a CacheKeyByIdAndIndex, got {type(key).__name__}")
 

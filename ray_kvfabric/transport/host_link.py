@@ -44,6 +44,7 @@ def same_host_refusal(local: EndpointInfo, peer: EndpointInfo) -> str | None:
 
 
 BUSY_NAP_NS = 1_000_000  # a cell that is left just before the sleep rings no bell
+CLOSE_PATIENCE_NS = 30 * 10**9
 
 
 class HostLink(Link):
@@ -82,35 +83,37 @@ class HostLink(Link):
 
     def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
         started_ns = time.monotonic_ns()
-        cell = self._enter(target, order)
+        index = self._index  # `close` takes it away from those who come later
+        cell = self._enter(index, target, order)
         try:
             status, nbytes, extra = self._write(source, target.table, plan, order)
             if status:
                 raise self._copy_error(status, nbytes, extra, order)
         except BaseException:
-            self._page.leave(self._index, cell)
+            self._page.leave(index, cell)
             raise
-        return self._land(target, plan, order, cell, started_ns, nbytes, extra if order.digest else None)
+        return self._land(target, plan, order, (index, cell), started_ns, nbytes, extra if order.digest else None)
 
     def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:
         started_ns = time.monotonic_ns()
-        cell = self._enter(source, order)
+        index = self._index
+        cell = self._enter(index, source, order)
         try:
             status, nbytes, extra = self._read(source.table, target, plan, order)
             if status:
                 raise self._copy_error(status, nbytes, extra, order)
             self._check_alive()
         finally:
-            self._page.leave(self._index, cell)
+            self._page.leave(index, cell)
         self._page.count_pull(nbytes)
         digest = extra if order.digest else None
         return self._receipt(source, plan, order, started_ns, time.monotonic_ns(), nbytes, digest)
 
-    def _enter(self, remote: RemoteCache, order: Order) -> int:
+    def _enter(self, index: int, remote: RemoteCache, order: Order) -> int:
         """A cell that keeps the peer from freeing the cache under the copy."""
         info = remote.info
         while True:
-            cell = self._page.begin(self._index, info.slot, info.generation, self._pidfd)
+            cell = self._page.begin(index, info.slot, info.generation, self._pidfd)
             if cell >= 0:
                 return cell
             if cell != shared_page.BUSY:
@@ -125,15 +128,14 @@ class HostLink(Link):
         target: RemoteCache,
         plan: Plan,
         order: Order,
-        cell: int,
+        seat: tuple[int, int],
         started_ns: int,
         nbytes: int,
         digest: int | None,
     ) -> Receipt:
         info, span = target.info, plan.span
         landed_ns = self._page.finish(
-            self._index,
-            cell,
+            *seat,
             info.slot,
             info.generation,
             self._pidfd,
@@ -222,12 +224,20 @@ class HostLink(Link):
         return not shared_page.has_ended(self._pidfd)
 
     def close(self) -> None:
-        if self._index >= 0:
-            self._page.release_link(self._index, self.local.endpoint.incarnation)
-            self._index = -1
+        """Waits for the transfers that other threads have on this link; those that come later find it stale."""
+        index, self._index = self._index, -1
+        if index >= 0:
+            self._await_idle(index)
+            self._page.release_link(index, self.local.endpoint.incarnation)
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+    def _await_idle(self, index: int) -> None:
+        give_up_ns = time.monotonic_ns() + CLOSE_PATIENCE_NS
+        while not self._page.is_idle(index) and time.monotonic_ns() < give_up_ns:
+            time.sleep(BUSY_NAP_NS / 1e9)
 
 
 def _open_pidfd(peer: EndpointInfo) -> int:

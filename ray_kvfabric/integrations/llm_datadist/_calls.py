@@ -15,7 +15,8 @@ class Calls:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0
+        self._newest = 0
+        self._inside: set[int] = set()  # a number for each call
         self._is_closed = False
 
     @contextmanager
@@ -23,12 +24,13 @@ class Calls:
         """Raises LLMException with the code `refusal` after the engine was finalized (contract 9.3)."""
         with self._changed:
             self.check(refusal)
-            self._inside += 1
+            self._newest = number = self._newest + 1
+            self._inside.add(number)
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._inside.remove(number)
                 self._changed.notify_all()
 
     def check(self, refusal: LLMStatusCode = LLMStatusCode.LLM_PARAM_INVALID) -> None:
@@ -42,10 +44,11 @@ class Calls:
             self._wait(deadline)
 
     def drain(self, deadline: Deadline) -> None:
-        """Returns at a moment when nobody is inside. Raises TransferTimeout."""
+        """Returns when the calls that are inside now have left, whoever comes after. Raises TransferTimeout."""
         with self._changed:
             self._wait(deadline)
 
     def _wait(self, deadline: Deadline) -> None:
-        if not self._changed.wait_for(lambda: self._inside == 0, deadline.remaining_s):
-            raise TransferTimeout(f"{self._inside} calls are still inside the engine")
+        earlier = set(self._inside)
+        if not self._changed.wait_for(lambda: earlier.isdisjoint(self._inside), deadline.remaining_s):
+            raise TransferTimeout(f"{len(earlier & self._inside)} calls are still inside the engine")

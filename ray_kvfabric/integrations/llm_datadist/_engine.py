@@ -14,13 +14,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ray_kvfabric.cache.checks import check_int
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import FabricError, LLMException, LLMStatusCode, NotLinked, ParamInvalid, TransferTimeout
 from ray_kvfabric.integrations.llm_datadist import _options, _world
+from ray_kvfabric.integrations.llm_datadist._addresses import ip_text
 from ray_kvfabric.integrations.llm_datadist._calls import Calls
 from ray_kvfabric.integrations.llm_datadist._engine_options import EngineOptions, alias_of, listen_alias
 from ray_kvfabric.integrations.llm_datadist._links import Comm, Links, status_of
 from ray_kvfabric.integrations.llm_datadist.configs import LLMClusterInfo
+from ray_kvfabric.integrations.llm_datadist.utils import log
 from ray_kvfabric.integrations.llm_datadist.v2.llm_types import RegisterMemStatus
 from ray_kvfabric.route import EndpointInfo
 
@@ -78,6 +81,8 @@ class Engine:
     def _each(self, clusters: Sequence[LLMClusterInfo], do: Callable[[LLMClusterInfo], LLMStatusCode]) -> Outcome:
         if not clusters:
             return LLMStatusCode.LLM_PARAM_INVALID, []
+        for info in clusters:
+            _check_addresses(info)
         self.calls.check()
         with ThreadPoolExecutor(min(len(clusters), MAX_LINKING)) as pool:
             statuses = list(pool.map(lambda info: _status_of(do, info), clusters))
@@ -89,22 +94,17 @@ class Engine:
         if not self.options.local_comm_res:
             _only_address(info.local_ip_info_list, "local_ip_info_list")
         peer = self._find(alias, deadline, LLMStatusCode.LLM_LINK_FAILED)
-        if peer is None:
-            return self._link_mirror(info.remote_cluster_id)
-        named = info.remote_cluster_id if self.options.backend == "hixl" else peer.cluster_id
-        if named is None or self.links.is_linked(named):
+        server = self.cluster_id if peer is None else peer.cluster_id
+        cluster_id = _id_of(info) if peer is None or self.options.backend == "hixl" else server
+        if self.links.is_linked(cluster_id):
             return LLMStatusCode.LLM_ALREADY_LINK
-        request = {"cluster_id": self.cluster_id, "one_sided": self.options.one_sided, "backend": self.options.backend}
-        self._ask(peer, LINK, request, deadline, LLMStatusCode.LLM_LINK_FAILED)
-        self.links.add(named)
+        if peer is not None:
+            self._ask(peer, LINK, self._introduction(), deadline, LLMStatusCode.LLM_LINK_FAILED)
+        self.links.add(cluster_id, server)
         return LLMStatusCode.LLM_SUCCESS
 
-    def _link_mirror(self, cluster_id: int | None) -> LLMStatusCode:
-        if cluster_id is None or self.links.is_linked(cluster_id):
-            return LLMStatusCode.LLM_ALREADY_LINK
-        self.links.mirror(cluster_id)
-        self.links.add(cluster_id)
-        return LLMStatusCode.LLM_SUCCESS
+    def _introduction(self) -> dict[str, Any]:
+        return {"cluster_id": self.cluster_id, "one_sided": self.options.one_sided, "backend": self.options.backend}
 
     def _accept(self, request: dict[str, Any]) -> bool:
         """A peer links to us. A link that we still had to it is replaced: it has none any more."""
@@ -119,16 +119,13 @@ class Engine:
         return True
 
     def _unlink(self, info: LLMClusterInfo, is_local: bool, deadline: Deadline) -> LLMStatusCode:
-        cluster_id = info.remote_cluster_id
-        if cluster_id is None:
-            return LLMStatusCode.LLM_PARAM_INVALID
         if not is_local:
             alias = _only_address(info.remote_ip_info_list, "remote_ip_info_list")
             peer = self._find(alias, deadline, LLMStatusCode.LLM_UNLINK_FAILED)
             if peer is not None:
                 request = {"cluster_id": self.cluster_id}
                 self._ask(peer, UNLINK, request, deadline, LLMStatusCode.LLM_UNLINK_FAILED)
-        self._drop(cluster_id, deadline)
+        self._drop(_id_of(info), deadline)
         return LLMStatusCode.LLM_SUCCESS
 
     def _let_go(self, request: dict[str, Any]) -> bool:
@@ -184,7 +181,8 @@ class Engine:
         return comm_id
 
     def _await_member(self, comm: Comm, cluster_id: int, deadline: Deadline) -> None:
-        while not self._has_met(comm, cluster_id, deadline):
+        while cluster_id not in comm.greeted and not self._has_met(comm, cluster_id, deadline):
+            self.calls.check()
             if deadline.passed:
                 raise LLMException(
                     f"cluster {cluster_id} did not call link({comm.name!r}) within {self.options.link_s:g} s",
@@ -200,14 +198,14 @@ class Engine:
         except NotLinked:
             if _options.current().absent_peers != "loopback":
                 return False
-            self.links.mirror(cluster_id)
+            comm.mirrored.add(cluster_id)
             return True
         except FabricError as error:
             logger.debug("cluster %d has not met us yet: %s", cluster_id, error)
             return False
 
     def _say_met(self, request: dict[str, Any]) -> bool:
-        return self.links.is_met(request["name"], request["cluster_id"])
+        return self.links.greet(request["name"], request["cluster_id"])
 
     def unlink(self, comm_id: int) -> None:
         """Waits for the transfers that are inside. Raises LLMException (LLM_NOT_YET_LINK) for an unknown id."""
@@ -246,9 +244,20 @@ class Engine:
 def _status_of(do: Callable[[LLMClusterInfo], LLMStatusCode], info: LLMClusterInfo) -> LLMStatusCode:
     try:
         return do(info)
-    except (FabricError, TypeError) as error:
-        logger.warning("cluster %s: %s", info.remote_cluster_id, error)
+    except FabricError as error:
+        log.warning("cluster %s: %s", info.remote_cluster_id, error)
         return status_of(error)
+
+
+def _id_of(info: LLMClusterInfo) -> int:
+    """Whoever calls the engine has checked that it was set."""
+    return check_int(info.remote_cluster_id, "uint64", "remote_cluster_id")
+
+
+def _check_addresses(info: LLMClusterInfo) -> None:
+    """TypeError for an ip that is no uint32."""
+    for ip, _ in (*info.local_ip_info_list, *info.remote_ip_info_list):
+        ip_text(ip)
 
 
 def _only_address(addresses: Sequence[tuple[int, int]], field: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ray_kvfabric.cache.handle import Cache
+from ray_kvfabric.cache.keys import UNSET_ID, CacheKey
 from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.plan import merge_runs
@@ -20,16 +21,21 @@ REQUEST_TENSORS = 2043
 REQUEST_HOST_BLOCKS = 7158
 
 
-def check_table(caches: Iterable[CacheInfo], num_tensors: int, num_keys: int) -> None:
-    """Whether one more cache still fits into the table that peers read in one-sided mode."""
-    used = 24 + sum(64 + 8 * len(cache.regions) + 24 * _num_keys(cache) for cache in caches)
-    needed = used + 64 + 8 * num_tensors + 24 * num_keys
+def check_table(caches: Iterable[CacheInfo], num_tensors: int, keys: int) -> None:
+    """Whether one more cache with so many keys still fits into the table that peers read in one-sided mode."""
+    used = 24 + sum(64 + 8 * len(cache.regions) + 24 * _held_keys(cache) for cache in caches)
+    needed = used + 64 + 8 * num_tensors + 24 * keys
     if needed > TABLE_NBYTES:
         raise ParamInvalid(f"the cache table would have {needed} bytes, it has room for {TABLE_NBYTES}")
 
 
-def _num_keys(cache: CacheInfo) -> int:
-    return len(cache.keys) + (cache.model_id is not None)
+def num_keys(keys: Sequence[CacheKey]) -> int:
+    """Those that the table has: neither placeholders nor prefixes are seen in one-sided mode (contract 10.2)."""
+    return sum(key.req_id != UNSET_ID for key in keys)
+
+
+def _held_keys(cache: CacheInfo) -> int:
+    return sum(key.kind == "request" for key in cache.keys) + (cache.model_id is not None)
 
 
 def check_pull(cache: Cache, num_tensors: int, sources: Sequence[int], targets: Sequence[int], one_sided: bool) -> None:

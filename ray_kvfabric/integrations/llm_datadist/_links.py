@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -15,22 +14,26 @@ MAX_COMMS = 512
 
 @dataclass(slots=True)
 class Comm:
-    """A communicator made by `link`, or being made: it has an id once all members met."""
+    """A communicator made by `link`, or being made: it has an id once all members met.
+
+    `mirrored` members do not exist: this endpoint itself serves them (contract section 18).
+    """
 
     name: str
     members: tuple[int, ...]
     status: RegisterMemStatus = RegisterMemStatus.PREPARING
+    greeted: set[int] = field(default_factory=set)  # members that were here, and may have left again
+    mirrored: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class Links:
-    """`mirrored` clusters do not exist: they are served by this endpoint itself (contract section 18)."""
+    """Threads may share it."""
 
     own: int
-    _clusters: set[int] = field(default_factory=set)
+    _clusters: dict[int, int] = field(default_factory=dict)  # linked by address -> the endpoint that serves it
     _comms: dict[int, Comm] = field(default_factory=dict)
     _meeting: dict[str, Comm] = field(default_factory=dict)
-    _mirrored: set[int] = field(default_factory=set)
     _ids: count[int] = field(default_factory=lambda: count(1))
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -38,34 +41,38 @@ class Links:
 
     def admit(self, cluster_id: int) -> int:
         """The endpoint that serves a linked cluster. Raises NotLinked for any other."""
-        if not self.is_linked(cluster_id):
-            known = ", ".join(map(str, sorted(self.linked()))) or "none"
+        linked = self.linked()
+        if cluster_id not in linked:
+            known = ", ".join(map(str, sorted(linked))) or "none"
             raise NotLinked(f"cluster {self.own} has no usable link to cluster {cluster_id}; linked: {known}")
-        return self.own if cluster_id in self._mirrored else cluster_id
+        return linked[cluster_id]
 
     def is_linked(self, cluster_id: int) -> bool:
         return cluster_id in self.linked()
 
-    def linked(self) -> set[int]:
+    def linked(self) -> dict[int, int]:
+        """Each linked cluster and the endpoint that serves it."""
         with self._lock:
             ready = (comm for comm in self._comms.values() if comm.status is RegisterMemStatus.OK)
-            return self._clusters | {member for comm in ready for member in comm.members if member != self.own}
+            members = {
+                member: self.own if member in comm.mirrored else member
+                for comm in ready
+                for member in comm.members
+                if member != self.own
+            }
+            return members | self._clusters
 
     # ---- by address --------------------------------------------------------------------------------
 
-    def add(self, cluster_id: int) -> None:
+    def add(self, cluster_id: int, server: int | None = None) -> None:
+        """`server` is the endpoint's own id where that is another: hixl links under an id of the caller's choice."""
         with self._lock:
-            self._clusters.add(cluster_id)
-
-    def mirror(self, cluster_id: int) -> None:
-        with self._lock:
-            self._mirrored.add(cluster_id)
+            self._clusters[cluster_id] = cluster_id if server is None else server
 
     def drop(self, cluster_id: int) -> None:
         """The link by address; a communicator that reaches the cluster too stays."""
         with self._lock:
-            self._clusters.discard(cluster_id)
-            self._forget_mirrors([cluster_id])
+            self._clusters.pop(cluster_id, None)
 
     # ---- by communicator ---------------------------------------------------------------------------
 
@@ -82,11 +89,17 @@ class Links:
         with self._lock:
             self._end_meeting(comm)
 
-    def is_met(self, name: str, cluster_id: int) -> bool:
-        """Whether this cluster has called `link` with that name and that member."""
+    def greet(self, name: str, cluster_id: int) -> bool:
+        """A member has called `link` with that name: whether this cluster has as well.
+
+        Once it was told so it needs nothing more of us and may unlink: we remember that it was here.
+        """
         with self._lock:
             known = [*self._meeting.values(), *self._comms.values()]
-            return any(comm.name == name and cluster_id in comm.members for comm in known)
+            met = [comm for comm in known if comm.name == name and cluster_id in comm.members]
+            for comm in met:
+                comm.greeted.add(cluster_id)
+            return bool(met)
 
     def open(self, comm: Comm) -> int:
         """All members have met: the comm id."""
@@ -102,7 +115,6 @@ class Links:
         with self._lock:
             comm = self.comm(comm_id)
             del self._comms[comm_id]
-            self._forget_mirrors(comm.members)
             return comm
 
     def comm(self, comm_id: int) -> Comm:
@@ -114,9 +126,6 @@ class Links:
     def _end_meeting(self, comm: Comm) -> None:
         if self._meeting.get(comm.name) is comm:
             del self._meeting[comm.name]
-
-    def _forget_mirrors(self, clusters: Iterable[int]) -> None:
-        self._mirrored.difference_update(set(clusters) - self.linked())
 
 
 def status_of(error: Exception) -> LLMStatusCode:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from ray_kvfabric.cache_manager import CacheManager
-from ray_kvfabric.config import EndpointSettings, FabricConfig
+from ray_kvfabric.config import NAMESPACE, EndpointSettings, FabricConfig
+from ray_kvfabric.errors import NotLinked
 
 FABRIC = "llm_datadist"
 
@@ -27,12 +29,19 @@ class RayWorld:
     """A detached fabric of one well-known name: it starts with its first member and ends with its last."""
 
     def join(self, cluster_id: int, settings: EndpointSettings, role: str) -> Seat:
-        from ray_kvfabric.errors import NotLinked
-
+        _ensure_ray()
         try:
             return _RaySeat(cluster_id, settings, role)
         except NotLinked:  # the last member left while we came: there is a new fabric to start
             return _RaySeat(cluster_id, settings, role)
+
+
+def _ensure_ray() -> None:
+    """A program that does not know Ray gets none of its messages between its own."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(namespace=NAMESPACE, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 
 
 class _RaySeat:

@@ -26,7 +26,7 @@ from ray_kvfabric.endpoint.layer_task import CacheTask
 from ray_kvfabric.endpoint.row_requests import check_pushed_row, check_whole_row
 from ray_kvfabric.errors import CacheNotFound, LLMStatusCode, NotLinked, ParamInvalid
 from ray_kvfabric.integrations.llm_datadist._engine import Engine
-from ray_kvfabric.integrations.llm_datadist._limits import check_pull, check_table
+from ray_kvfabric.integrations.llm_datadist._limits import check_pull, check_table, num_keys
 from ray_kvfabric.integrations.llm_datadist.utils import log
 from ray_kvfabric.integrations.llm_datadist.utils.utils import check_isinstance
 from ray_kvfabric.plan import TENSORS_PER_LAYER
@@ -57,7 +57,7 @@ class CacheManager:
             given = _checked_addresses(cache_desc, addrs)
             check_isinstance("cache_keys", cache_keys, (list, tuple), CacheKey, allow_none=False)
             is_accessible = self._accessible(cache_desc, remote_accessible)
-            self._check_table(cache_desc, len(cache_keys))
+            self._check_table(cache_desc, num_keys(cache_keys))
             return self._manager.register_cache(cache_desc, given, cache_keys, is_accessible)
 
     def register_blocks_cache(
@@ -93,7 +93,7 @@ class CacheManager:
         """A continuous cache from the pool of its placement (contract 11.4)."""
         with self._engine.calls.enter():
             check_isinstance("cache_keys", cache_keys, (list, tuple), CacheKey, allow_none=False)
-            self._check_table(cache_desc, len(cache_keys))
+            self._check_table(cache_desc, num_keys(cache_keys))
             return self._manager.allocate_cache(cache_desc, cache_keys)
 
     def allocate_blocks_cache(self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None) -> Cache:
@@ -102,10 +102,10 @@ class CacheManager:
             self._check_table(cache_desc, int(blocks_cache_key is not None))
             return self._manager.allocate_blocks_cache(cache_desc, blocks_cache_key)
 
-    def _check_table(self, cache_desc: CacheDesc, num_keys: int) -> None:
+    def _check_table(self, cache_desc: CacheDesc, keys: int) -> None:
         num_tensors = check_type(cache_desc, CacheDesc, "cache_desc").num_tensors
         if self._one_sided:
-            check_table(self._manager.caches(), num_tensors, num_keys)
+            check_table(self._manager.caches(), num_tensors, keys)
 
     def deallocate_cache(self, cache: Cache) -> None:
         with self._engine.calls.enter():
@@ -220,6 +220,8 @@ class CacheManager:
             check_isinstance("cache_key", cache_key, CacheKeyByIdAndIndex, allow_none=False)
         with self._engine.calls.enter():
             layers = _LayerArguments(kwargs)
+            if isinstance(cache, Cache):
+                check_pull(cache, layers.num_tensors(cache), (0,), (0,), self._one_sided)
             self._manager.pull_cache(cache_key, cache, batch_index, size, *layers.all)
 
     def transfer_cache_async(
@@ -263,11 +265,12 @@ class _LayerArguments:
         return self._source, self._target, self._per_layer
 
     def num_tensors(self, cache: Cache) -> int:
-        """How many tensors are asked for, as far as that can be said before the arguments were checked."""
+        """How many tensors are asked for; not more than there are, for the arguments are not checked yet."""
+        num_tensors = cache.cache_desc.num_tensors
         given = self._target if isinstance(self._target, range) else self._source
         if isinstance(given, range) and given and isinstance(self._per_layer, int):
-            return len(given) * self._per_layer
-        return cache.cache_desc.num_tensors
+            return min((given.stop - given.start) * self._per_layer, num_tensors)
+        return num_tensors
 
 
 def _checked_addresses(cache_desc: CacheDesc, addrs: list[int]) -> list[object]:

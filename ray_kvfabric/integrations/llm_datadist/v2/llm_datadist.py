@@ -63,6 +63,7 @@ class LLMDataDist:
             raise LLMException("Cannot init multiple LLMDataDists", status_code=LLMStatusCode.LLM_FAILED)
         check_memory_option(check_type(options, dict, "options"))
         self._engine_options = {**options, "llm.Role": self._role_to_str(self._role)}
+        self._engine_config = None
         self._enable_local_comm_res = "llm.LocalCommRes" in options
         self._enable_cache_mgr = adapt_options(self._engine_options)
         if self._enable_cache_mgr:
@@ -78,12 +79,12 @@ class LLMDataDist:
 
     def _init_v1(self) -> None:
         """Whatever module stands under that name runs the deprecated engine; none does here."""
-        wrapper = import_module("llm_datadist_v1").llm_wrapper
-        managers = import_module("llm_datadist_v1.kv_cache_manager")
+        v1 = import_module("llm_datadist_v1")
+        wrapper = v1.llm_wrapper
         EngineConfig.gen_cluster_info_if_not_exist(self._cluster_id, self._role, self._engine_options)
         _check_v1(wrapper.initialize(self._cluster_id, self._engine_options), "init")
         self._llm_datadist = wrapper
-        self._kv_cache_manager = managers.KvCacheManager(wrapper, self._role)
+        self._kv_cache_manager = v1.KvCacheManager(wrapper, self._role)
 
     def finalize(self) -> None:
         """Waits for the calls that are under way, unlinks everything and leaves. Nothing without an init."""
@@ -192,7 +193,7 @@ class LLMDataDist:
         self._check_is_inited()
         check_isinstance("role", role, LLMRole)
         name = self._role_to_str(role)
-        check_isinstance("switch_options", switch_options, dict)
+        check_dict("switch_options", switch_options, str, str)
         options = dict(switch_options or {})
         if self._enable_cache_mgr:
             self._engine.switch_role(options)

@@ -1,0 +1,93 @@
+"""Programs written for LLM-DataDist, one process a role, each started as in a terminal of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+PROGRAMS = Path(__file__).parents[2] / "examples" / "llm_datadist"
+KVFABRIC = Path(sys.executable).with_name("kvfabric")
+LIMIT_S = 120
+PAIR = ("prompt", "decoder")
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """The first of four neighbouring free ports, for the talk between the programs; the fabric opens none."""
+    for first in range(26000, 60000, 4):
+        if all(_is_free(each) for each in range(first, first + 4)):
+            yield first
+            return
+    pytest.fail("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def run(address: str, program: str, port: int, roles: tuple[str, ...]) -> str:
+    """What all of them print; each must end well."""
+    started = [
+        subprocess.Popen(
+            [KVFABRIC, "run", "--emulated-device", "host", PROGRAMS / program, role, "--port", str(port)],
+            env={**os.environ, "RAY_ADDRESS": address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for role in roles
+    ]
+    try:
+        told = [process.communicate(timeout=LIMIT_S) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    ends = {role: process.returncode for role, process in zip(roles, started, strict=True)}
+    assert not any(ends.values()), (ends, told)
+    return "".join(out for out, _ in told)
+
+
+@pytest.mark.parametrize(
+    ("program", "roles", "lines"),
+    [
+        ("push_blocks.py", PAIR, ["push_blocks: 8 checksums equal"]),
+        ("pull_blocks.py", PAIR, ["pull_blocks: 8 checksums equal"]),
+        ("push_cache.py", PAIR, ["push_cache: 4 checksums equal", "the other rows: 4 checksums equal"]),
+        ("pull_cache.py", PAIR, ["pull_cache: 4 checksums equal"]),
+        ("cache_to_blocks.py", PAIR, ["cache to blocks: 4 checksums equal"]),
+        (
+            "layer_wise.py",
+            PAIR,
+            ["layers 2 and 3 to 0 and 1: 4 checksums equal", "the other layers: 4 checksums equal"],
+        ),
+        (
+            "switch_role.py",
+            PAIR,
+            [
+                "push before the switch: 4 checksums equal",
+                "push from the end that accepted: 4 checksums equal",
+                "push after the switch: 4 checksums equal",
+            ],
+        ),
+        (
+            "two_to_one.py",
+            ("prompt", "second_prompt", "decoder"),
+            ["pulled from prompt: 4 checksums equal", "pulled from second_prompt: 4 checksums equal"],
+        ),
+    ],
+)
+def test_bytes_that_one_program_sends_have_the_same_checksum_in_the_other(
+    ray_cluster: str, port: int, program: str, roles: tuple[str, ...], lines: list[str]
+) -> None:
+    printed = run(ray_cluster, program, port, roles)
+    assert sorted(printed.splitlines()) == sorted(lines)
