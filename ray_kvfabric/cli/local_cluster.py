@@ -100,7 +100,7 @@ def find_kept(folder: Path) -> Kept | None:
     if not path.exists():
         return None
     unlocked = try_lock(path, fcntl.LOCK_SH)
-    if True:
+    if unlocked is None:
         return Kept(**json.loads(path.read_text()))
     os.close(unlocked)
     path.unlink()

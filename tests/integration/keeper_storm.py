@@ -20,19 +20,32 @@ from ray_kvfabric.cli import local_cluster
 from ray_kvfabric.cli.local_cluster import Kept, find_kept, join_cluster, publish, try_end, try_lock
 
 
+LASTS_S = 3.0
+
+
 def start_keeper(folder: Path, start: int, own_only: bool) -> Kept:
     ready, told = os.pipe()
-    if os.fork() == 0:
-        signal.alarm(60)
-        close_all_but(start, told)  # a keeper is another program: it has none of the run's locks
-        keep(folder, start, told)
-        os._exit(0)
+    fork_keeper(folder, start, told)
     os.close(told)
     os.read(ready, 1)
     os.close(ready)
     kept = find_kept(folder)
     assert kept is not None
     return kept
+
+
+def start_keeper_and_die(folder: Path, start: int, own_only: bool) -> Kept:
+    fork_keeper(folder, start, os.open(os.devnull, os.O_RDWR))
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def fork_keeper(folder: Path, start: int, told: int) -> None:
+    if os.fork() == 0:
+        signal.alarm(60)
+        close_all_but(start, told)  # a keeper is another program: it has none of the run's locks
+        keep(folder, start, told)
+        os._exit(0)
 
 
 def close_all_but(*kept: int) -> None:
@@ -47,7 +60,7 @@ def keep(folder: Path, start: int, told: int) -> None:
         print("two keepers at once", flush=True)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.001)
-    time.sleep(random.uniform(0, 0.02))
+    time.sleep(random.uniform(0, 0.05))
     publish(folder, Kept(f"127.0.0.1:{listener.getsockname()[1]}", True, None))
     os.close(start)
     os.close(told)
@@ -61,9 +74,10 @@ def keep(folder: Path, start: int, told: int) -> None:
 def run(folder: Path, number: int) -> None:
     random.seed(number)
     signal.alarm(60)
-    if number % 5 == 0:  # killed at any moment: waiting, starting a keeper, or at work
+    time.sleep(random.uniform(0, LASTS_S))
+    if number % 5 == 0:  # killed at any moment: waiting or at work, and if it starts a keeper, then
+        local_cluster._start_keeper = start_keeper_and_die
         signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.05))
-    time.sleep(random.uniform(0, 0.3))
     host, port = join_cluster(folder).address.split(":")
     for _ in range(3):
         try:
