@@ -75,11 +75,12 @@ def _kept(*, is_own: bool) -> Kept:
 def _keep(folder: Path, kept: Kept) -> None:
     import ray
 
+    time.sleep(LOOK_S)  # whoever waited for this keeper comes in first
     while not try_end(folder):
-        time.sleep(LOOK_S)
         if is_refused(kept.address):
             print(f"nobody listens at {kept.address} any more", file=sys.stderr, flush=True)
             os._exit(1)  # a Ray that is gone is not shut down
+        time.sleep(LOOK_S)
     _end_within(END_S)
     ray.shutdown()
 

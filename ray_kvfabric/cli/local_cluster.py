@@ -170,7 +170,7 @@ def _start_keeper(folder: Path, start: int, own_only: bool) -> Kept:
     launcher.wait()
     found = find_kept(folder)
     if found is None:
-        raise FabricError(f"no Ray cluster was started within {START_S:g} s: {_end_of(folder / 'log')}")
+        raise FabricError(f"no Ray cluster could be started (it has {START_S:g} s): {_end_of(folder / 'log')}")
     return found
 
 

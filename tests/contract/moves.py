@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ Bytes = NDArray[np.uint8]  # [tensor, block or row, byte]
 NEAR, FAR = 1, 2  # cluster ids: the end that calls the verbs, and its peer
 KEY = BlocksCacheKey(FAR, 0)
 UNSET = 2**64 - 1
+BOTH_MODES = pytest.mark.parametrize("one_sided", [True, False], ids=["one_sided", "request"])
 Refusal = str | type[Exception]  # the name of an LLMException's code, or a class that is none
 NO_BLOCK_LISTS = ["ab", range(2), 5, {0: 1}, np.arange(2), [1.0], ["1"], [None], [np.int64(1)], [-1], [2**64]]
 
@@ -78,7 +80,7 @@ def stays(*caches: Cache) -> Iterator[None]:
 @contextmanager
 def fails(code: str, says: str = "") -> Iterator[None]:
     """LLMException with that status code, such as "LLM_TIMEOUT"."""
-    with pytest.raises(LLMException, match=says or None) as caught:
+    with pytest.raises(LLMException, match=re.escape(says) or None) as caught:
         yield
     assert caught.value.status_code is LLMStatusCode[code]
 
@@ -89,6 +91,6 @@ def answers(refusal: Refusal, says: str = "") -> Iterator[None]:
         with fails(refusal, says):
             yield
     else:
-        with pytest.raises(refusal, match=says or None) as caught:
+        with pytest.raises(refusal, match=re.escape(says) or None) as caught:
             yield
         assert not isinstance(caught.value, LLMException)

@@ -11,7 +11,6 @@ from ray_kvfabric import BlocksCacheKey, Cache, CacheKey, CacheKeyByIdAndIndex
 from tests.contract.conftest import deviates, invalid, wrong_ints
 from tests.contract.moves import (
     FAR,
-    NEAR,
     Refusal,
     addresses,
     answers,
@@ -78,7 +77,7 @@ class TestBytes:
         with moves(target, source) as expected:
             expected[:, 0] = content(source)[:, 4]
             near.push_cache(row(target), source, 4)
-        with stays(target), invalid("rows \\[0, 1\\)"):
+        with stays(target), invalid("rows [0, 1)"):
             near.push_cache(row(target, 1), source, 4)
 
     def test_id_0_stands_for_the_cache_of_request_0(self, ends: Ends) -> None:
@@ -243,7 +242,7 @@ class TestBothEnds:
         with fails("LLM_KV_CACHE_NOT_EXIST"):
             near.push_cache(row(target), source)
         near.deallocate_cache(source)
-        with fails("LLM_KV_CACHE_NOT_EXIST", f"endpoint {NEAR}|this endpoint"):
+        with fails("LLM_KV_CACHE_NOT_EXIST", "this endpoint"):
             near.push_cache(row(target, cluster_id=99), source)
 
     @pytest.mark.parametrize(

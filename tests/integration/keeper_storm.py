@@ -19,7 +19,6 @@ from pathlib import Path
 from ray_kvfabric.cli import local_cluster
 from ray_kvfabric.cli.local_cluster import Kept, find_kept, join_cluster, publish, try_end, try_lock
 
-
 LASTS_S = 3.0
 
 
