@@ -205,25 +205,24 @@ BY_AN_INSTANCE = [
     ("LLM_FEATURE_NOT_ENABLED", a_communicator_with_hixl),
 ]
 
-_V1 = "of the deprecated v1 engine; no method of v2 returns it"
-_RESERVED = "reserved: no method of v2 returns it"
+_NEVER = "no method of v2 returns it"
 CANNOT_BE = {
-    "LLM_WAIT_PROCESS_TIMEOUT": _V1,
-    "LLM_REPEAT_REQUEST": _V1,
-    "LLM_REQUEST_ALREADY_COMPLETED": _V1,
+    "LLM_WAIT_PROCESS_TIMEOUT": "of the v1 engine; a transfer of v2 answers LLM_TIMEOUT",
+    "LLM_REPEAT_REQUEST": _NEVER,
+    "LLM_REQUEST_ALREADY_COMPLETED": _NEVER,
     "LLM_ENGINE_FINALIZED": "a finalized engine answers LLM_PARAM_INVALID or LLM_FAILED (9.3)",
-    "LLM_NOTIFY_PROMPT_UNLINK_FAILED": _V1,
+    "LLM_NOTIFY_PROMPT_UNLINK_FAILED": _NEVER,
     "LLM_CLUSTER_NUM_EXCEED_LIMIT": "the limit of 16 clusters a call is written about, not enforced (section 5)",
-    "LLM_PROCESSING_LINK": _V1,
+    "LLM_PROCESSING_LINK": _NEVER,
     "LLM_DEVICE_OUT_OF_MEMORY": "a pool that is used up answers LLM_OUT_OF_MEMORY",
-    "LLM_PREFIX_ALREADY_EXIST": _V1,
+    "LLM_PREFIX_ALREADY_EXIST": _NEVER,
     "LLM_PREFIX_NOT_EXIST": "an unknown prefix answers LLM_KV_CACHE_NOT_EXIST (10.2)",
-    "LLM_SEQ_LENOVERLIMIT": _V1,
-    "LLM_NO_FREE_BLOCK": _V1,
-    "LLM_BLOCKS_OUT_OF_MEMORY": _V1,
+    "LLM_SEQ_LENOVERLIMIT": _NEVER,
+    "LLM_NO_FREE_BLOCK": _NEVER,
+    "LLM_BLOCKS_OUT_OF_MEMORY": _NEVER,
     "LLM_LINK_BUSY": "calls on one link wait for each other (10.4)",
     "LLM_DEVICE_MEM_ERROR": "passed through from the device's runtime, which has no part here",
-    "LLM_UNKNOWN_ERROR": _RESERVED,
+    "LLM_UNKNOWN_ERROR": _NEVER,
 }
 
 
