@@ -19,8 +19,9 @@ demo: $(VENV)/.core
 bench: $(VENV)/.core
 	$(BIN)/kvfabric bench
 
+# One worker process has all tests that share a Ray cluster, the other one the rest.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests/unit tests/contract tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration tests/contract tests/unit
 
 stress: $(VENV)/.test
 	$(BIN)/python -m pytest tests/stress
@@ -57,10 +58,10 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml setup.py $(NATIVE)
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.core
-	@echo "== installing what the tests need (torch and transformers among them: a few minutes)"
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml setup.py $(NATIVE)
+	@echo "== installing ray-kvfabric and what its tests need (torch and transformers among them: a few minutes)"
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
-	@touch $@
+	@touch $@ $(VENV)/.core
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -17,7 +17,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
-from ray_kvfabric.actors.edge import fetch, peer_errors, require_ray
+from ray_kvfabric.actors.edge import fetch, once, peer_errors, require_ray
 from ray_kvfabric.actors.names import scheduler_name
 from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.config import NAMESPACE
@@ -40,17 +40,19 @@ class SchedulerClient:
     def __init__(self, fabric: str) -> None:
         self.fabric = fabric
 
-    def submit(self, method: str, *arguments: object) -> Any:
-        """The call's ObjectRef, without waiting. Raises NotLinked when no scheduler has the name."""
+    def submit(self, method: str, *arguments: object, retried_by_ray: bool = False) -> Any:
+        """The call's ObjectRef, without waiting. Raises NotLinked when no scheduler has the name.
+
+        By default a lost call is the caller's to make again: Ray's retries outlive a scheduler that was ended, and
+        each prints a line into the caller's terminal.
+        """
         require_ray()
         try:
             handle = ray.get_actor(scheduler_name(self.fabric), NAMESPACE)
         except ValueError:
             raise NotLinked(f"no fabric {self.fabric!r} runs in this Ray cluster") from None
         bound = getattr(handle, method)
-        if method == "poll":  # made again by its caller; Ray's own retries would outlive a scheduler that was ended
-            bound = bound.options(max_task_retries=0)
-        return bound.remote(*arguments)
+        return (bound if retried_by_ray else once(bound)).remote(*arguments)
 
     def call(self, method: str, *arguments: object, deadline: Deadline) -> Any:
         """Raises what the scheduler raised, TransferTimeout, or NotLinked when there is none by then."""

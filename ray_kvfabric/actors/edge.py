@@ -1,6 +1,7 @@
 """Ray's exceptions become the fabric's here.
 
 fetch        waits for one call: its own error, or TransferTimeout; lets RayActorError, ObjectLostError pass
+once         an actor's method without Ray's retries, for whoever makes a lost call again
 peer_errors  turns what fetch lets pass into PeerLost
 """
 
@@ -44,6 +45,11 @@ def original(error: RayTaskError) -> Exception:
     if isinstance(cause, _PASSED_ON) and not isinstance(cause, RayTaskError):
         return cause
     return LLMException(f"a remote call failed: {error}", status_code=LLMStatusCode.LLM_FAILED)
+
+
+def once(method: Any) -> Any:
+    """An actor's method, its calls not retried by Ray."""
+    return method.options(max_task_retries=0)
 
 
 @contextmanager

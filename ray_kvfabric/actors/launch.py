@@ -13,12 +13,18 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorAlreadyExistsError, ActorDiedError, GetTimeoutError, RayActorError
+from ray.exceptions import (
+    ActorAlreadyExistsError,
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+)
 from ray.util import list_named_actors
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_kvfabric.actors.edge import fetch, peer_errors
+from ray_kvfabric.actors.edge import fetch, once, peer_errors
 from ray_kvfabric.actors.endpoint import Seat
 from ray_kvfabric.actors.names import belongs, placement_name, scheduler_name, worker_name
 from ray_kvfabric.actors.placement import no_room, place
@@ -85,7 +91,7 @@ def start_scheduler(
 def _meet_scheduler(
     fabric: str, settings: SchedulerSettings, lifetime: str, founder: str, deadline: Deadline
 ) -> tuple[ActorHandle[Any], dict[str, Any]] | None:
-    """The scheduler and its introduction; None for one that is ending."""
+    """The scheduler and its introduction; None for one that is ending, or on its way back."""
     scheduler_class: Any = ray.remote(SchedulerActor)
     options = scheduler_class.options(
         name=scheduler_name(fabric),
@@ -100,10 +106,12 @@ def _meet_scheduler(
     with peer_errors(f"the scheduler of fabric {fabric!r}"):
         try:
             scheduler: ActorHandle[Any] = options.remote(settings, lifetime, founder)
-            introduction = fetch(scheduler.introduce.remote(), deadline, f"the start of fabric {fabric!r}")
+            introduction = fetch(once(scheduler.introduce).remote(), deadline, f"the start of fabric {fabric!r}")
         except ActorDiedError as error:
             if error.actor_init_failed:
                 raise
+            return None
+        except ActorUnavailableError:
             return None
         except ValueError:  # its name was taken when it was to be made, and free when it was looked for
             return None
@@ -112,17 +120,21 @@ def _meet_scheduler(
 
 def retire(fabric: str, deadline: Deadline) -> bool:
     """Ends a fabric without endpoints; True when its name is free. False for one with endpoints, and for none."""
-    scheduler = _find(scheduler_name(fabric))
-    if scheduler is None:
-        return False
-    try:
-        is_ending = bool(fetch(scheduler.retire.remote(), deadline, f"the end of fabric {fabric!r}"))
-    except RayActorError:  # somebody else ended it
-        return False
-    if is_ending:
-        ray.kill(scheduler)
-        _await_deaths([scheduler], deadline)
-    return is_ending
+    while (scheduler := _find(scheduler_name(fabric))) is not None:
+        try:
+            is_ending = bool(fetch(once(scheduler.retire).remote(), deadline, f"the end of fabric {fabric!r}"))
+        except ActorDiedError:  # somebody else ended it
+            return False
+        except RayActorError:  # it is on its way back
+            if deadline.passed:
+                raise TransferTimeout(f"the scheduler of fabric {fabric!r} did not come back in time") from None
+            time.sleep(RETRY_S)
+            continue
+        if is_ending:
+            ray.kill(scheduler)
+            _await_deaths([scheduler], deadline)
+        return is_ending
+    return False
 
 
 def start_workers(
@@ -263,7 +275,7 @@ def end_fabric(fabric: str, deadline: Deadline) -> int:
 
 def _await_deaths(actors: list[ActorHandle[Any]], deadline: Deadline) -> None:
     """Until calls to all of them fail: then their names and processes are gone."""
-    calls = [actor.__ray_ready__.options(max_task_retries=0).remote() for actor in actors]
+    calls = [once(actor.__ray_ready__).remote() for actor in actors]
     if not calls:
         return
     _, alive = ray.wait(calls, num_returns=len(calls), timeout=deadline.remaining_s)

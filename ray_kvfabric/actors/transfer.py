@@ -93,7 +93,7 @@ class FabricTransfer:
 
     def _launch(self) -> None:
         source, errand, key = self._order
-        self._launched = self._client.submit("send", source, errand, None, key)
+        self._launched = self._client.submit("send", source, errand, None, key, retried_by_ray=True)
 
     def _reference(self, deadline: Deadline) -> Any | None:
         launched = fetch(self._launched, deadline, f"the launch of transfer {self.transfer_id}")

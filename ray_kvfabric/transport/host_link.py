@@ -233,7 +233,6 @@ class HostLink(Link):
             os.close(self._pidfd)
             self._pidfd = -1
 
-
     def _await_idle(self, index: int) -> None:
         give_up_ns = time.monotonic_ns() + CLOSE_PATIENCE_NS
         while not self._page.is_idle(index) and time.monotonic_ns() < give_up_ns:

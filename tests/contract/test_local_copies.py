@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_kvfabric import Cache, CacheDesc, DataType, Memtype, MemInfo, Placement
+from ray_kvfabric import Cache, CacheDesc, DataType, MemInfo, Memtype, Placement
 from ray_kvfabric.integrations.llm_datadist import _options
 from tests.contract.conftest import deviates, invalid, wrong_ints
 from tests.contract.moves import (
