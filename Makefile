@@ -19,9 +19,9 @@ demo: $(VENV)/.core
 bench: $(VENV)/.core
 	$(BIN)/kvfabric bench
 
-# One worker process has all tests that share a Ray cluster, the other one the rest.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration tests/contract tests/unit
+	$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/contract
+	$(BIN)/python -m pytest tests/integration
 
 stress: $(VENV)/.test
 	$(BIN)/python -m pytest tests/stress

@@ -27,13 +27,6 @@ DESC = (TENSORS, [BLOCKS, 256], DataType.DT_FLOAT)
 _numbers = itertools.count()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker process of pytest-xdist runs all of them, so that there is one Ray."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """The address of a Ray with two nodes of this host: eight logical CPUs and eight logical NPUs each."""
