@@ -110,6 +110,7 @@ class CacheDesc:
         if kv_tensor_format is not None:
             check_type(kv_tensor_format, str, "kv_tensor_format")
         self._kv_tensor_format = kv_tensor_format
+        self._size: int | None = None
 
     @property
     def num_tensors(self) -> int:
@@ -145,7 +146,15 @@ class CacheDesc:
 
     @property
     def size(self) -> int:
-        """Bytes of one tensor."""
+        """Bytes of one tensor, as of its first use or the last `update_dim`.
+
+        Raises LLMException (LLM_SUCCESS, as in LLM-DataDist) for a dimension below 1, or more than an int64 holds.
+        """
+        if self._size is None:
+            self._size = self._computed_size()
+        return self._size
+
+    def _computed_size(self) -> int:
         if min(self._shape) <= 0:
             raise LLMException(f"shape {list(self._shape)} has a dimension below 1")
         nbytes = prod(self._shape) * self._data_type.element_nbytes
@@ -158,6 +167,7 @@ class CacheDesc:
         if not isinstance(self._shape, list):
             raise TypeError("shape must be a list to be updated, got a tuple")
         self._shape[_checked_dim(dim_index, "dim_index", len(self._shape))] = check_int(dim_value, "int64", "dim_value")
+        self._size = None
 
     def __repr__(self) -> str:
         return (

@@ -71,7 +71,7 @@ class LayerMoves:
         cache = self._order.src_cache
         if not cache.is_blocks_cache:
             raise ParamInvalid(f"src_block_indices need a blocks cache, src_cache {cache.cache_id} is none")
-        block_nbytes = cache.cache_desc.size // cache.cache_desc.shape[0]
+        block_nbytes = self._blocks.block_nbytes(cache)
         if self._order.piece_nbytes not in (0, block_nbytes):
             raise ParamInvalid(
                 f"dst_block_memory_size is {self._order.piece_nbytes}, a block of src_cache {cache.cache_id} has "

@@ -69,6 +69,7 @@ class Requests:
         sources = self._copier.BlockList(() if src_blocks is None else src_blocks, "src_blocks")
         targets = self._copier.BlockList(dst_blocks, "dst_blocks")
         check_is_blocks(cache, "src_cache", targets)
+        check_source_is_known(cache, "src_cache")
         layers = request_layers(src_layers, dst_layers, tensors_per_layer, cache.cache_desc.num_tensors)
         return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, is_pull=False)
 
@@ -94,6 +95,10 @@ class Requests:
             raise ParamInvalid("src_blocks is empty, a BlocksCacheKey as src_cache_key needs some")
         check_not_own(key.cluster_id, self._mover.cluster_id)
         return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, is_pull=True)
+
+    def block_nbytes(self, cache: Cache) -> int:
+        """As it was made, whatever became of its description since. Raises LLMException (LLM_KV_CACHE_NOT_EXIST)."""
+        return self._mover.caches.find(cache.cache_id).info.regions[0].block_nbytes
 
     def push_layer(
         self, way: WayName, cache: Cache, layers: LayerRequest, blocks: tuple[BlockArgument, BlockArgument]
@@ -152,10 +157,10 @@ def check_is_blocks(cache: Cache, field: str, targets: BlockList) -> None:
         raise ParamInvalid(f"{field} {cache.cache_id} is not a blocks cache")
     if not len(targets):
         raise ParamInvalid("dst_blocks is empty")
-    check_is_known(cache, field)
 
 
-def check_is_known(cache: Cache, field: str) -> None:
+def check_source_is_known(cache: Cache, field: str) -> None:
+    """The source's id is unsigned in LLM-DataDist; a pull finds no cache of that id instead (contract 3.2)."""
     if cache.cache_id < 0:
         raise TypeError(f"{field} has cache_id {cache.cache_id}: it was made by create_cpu_cache")
 

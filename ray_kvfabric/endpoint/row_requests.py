@@ -13,7 +13,6 @@ from ray_kvfabric.endpoint.requests import (
     Stamp,
     check_cache,
     check_is_blocks,
-    check_is_known,
     check_not_own,
 )
 from ray_kvfabric.endpoint.row_cuts import Row, pull_row, pull_row_into_blocks, push_row
@@ -170,4 +169,3 @@ def _check_row_key(key: Any, field: str) -> None:
 def _check_continuous(cache: Cache, field: str) -> None:
     if cache.is_blocks_cache:
         raise ParamInvalid(f"{field} {cache.cache_id} is a blocks cache")
-    check_is_known(cache, field)

@@ -16,6 +16,7 @@ from ray_kvfabric.cache.layer_transfer import (
 )
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.core import EndpointCore
+from ray_kvfabric.endpoint.jobs import Job
 from ray_kvfabric.endpoint.layer_moves import LayerMoves
 from ray_kvfabric.endpoint.layer_requests import LayerOrder, LayerPart, check_layer_transfer
 from ray_kvfabric.endpoint.layer_task import CacheTask, run_layers
@@ -99,22 +100,26 @@ class TransferVerbs(EndpointCore):
         With a CacheKey or CacheKeyByIdAndIndex the named row of a continuous cache is cut into local blocks:
         piece i goes to `dst_blocks[i]`, the row's last piece may be shorter, and src_blocks stays empty.
         """
-        self._check_open()
-        if isinstance(src_cache_key, CacheKey | CacheKeyByIdAndIndex):
-            self._rows.pull_into_blocks(
-                src_cache_key, dst_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range,
-                tensor_num_per_layer,
-            ).run()  # fmt: skip
-            return
-        self._requests.pull(
-            src_cache_key,
-            dst_cache,
-            src_blocks,
-            dst_blocks,
-            src_layer_range,
-            dst_layer_range,
-            tensor_num_per_layer,
+        self.blocks_pull(
+            src_cache_key, dst_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range, tensor_num_per_layer
         ).run()
+
+    def blocks_pull(
+        self,
+        src_cache_key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex,
+        dst_cache: Cache,
+        src_blocks: BlockArgument,
+        dst_blocks: BlockArgument,
+        src_layer_range: range | None,
+        dst_layer_range: range | None,
+        tensor_num_per_layer: int,
+    ) -> Job:
+        """`pull_blocks` with its arguments checked, to be run; for whoever has checks of his own in between."""
+        self._check_open()
+        layers = src_layer_range, dst_layer_range, tensor_num_per_layer
+        if isinstance(src_cache_key, CacheKey | CacheKeyByIdAndIndex):
+            return self._rows.pull_into_blocks(src_cache_key, dst_cache, src_blocks, dst_blocks, *layers)
+        return self._requests.pull(src_cache_key, dst_cache, src_blocks, dst_blocks, *layers)
 
     def start_pull(
         self,
@@ -173,10 +178,23 @@ class TransferVerbs(EndpointCore):
         With `transfer_mode="request"` the key of an allocated cache is used up once all its tensors were pulled.
         Raises as `push_blocks`.
         """
+        self.row_pull(cache_key, cache, batch_index, size, src_layer_range, dst_layer_range, tensor_num_per_layer).run()
+
+    def row_pull(
+        self,
+        cache_key: CacheKey | CacheKeyByIdAndIndex,
+        cache: Cache,
+        batch_index: int,
+        size: int,
+        src_layer_range: range | None,
+        dst_layer_range: range | None,
+        tensor_num_per_layer: int,
+    ) -> Job:
+        """`pull_cache` with its arguments checked, to be run, as `blocks_pull`."""
         self._check_open()
-        self._rows.pull(
+        return self._rows.pull(
             cache_key, cache, batch_index, size, src_layer_range, dst_layer_range, tensor_num_per_layer
-        ).run()
+        )
 
     # ---- layer by layer --------------------------------------------------------------------------
 

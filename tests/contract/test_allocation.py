@@ -43,6 +43,31 @@ def open_with(ends: Ends, device: str | None = None, host: str | None = None) ->
     return ends.open(NEAR, device_pool=False, host_pool=False, **given).manager
 
 
+class TestFirstDimension:
+    """It counts blocks and rows whatever batch_dim_index says; that is for batch_size alone (contract 8.1)."""
+
+    DESC = (2, (4, 8), DataType.DT_INT8)
+
+    def test_of_a_blocks_cache(self, ends: Ends) -> None:
+        manager = ends.open(NEAR).manager
+        cache = manager.allocate_blocks_cache(CacheDesc(*self.DESC, batch_dim_index=1))
+        fill(cache, 1)
+        assert cache.cache_desc.batch_size == 8
+        with moves(cache) as expected:
+            expected[:, 3] = expected[:, 0]
+            manager.copy_blocks(cache, {0: [3]})
+        with stays(cache), invalid("index 7"):
+            manager.copy_blocks(cache, {0: [7]})
+
+    def test_of_a_continuous_cache(self, ends: Ends) -> None:
+        manager = ends.open(NEAR).manager
+        manager.allocate_cache(CacheDesc(*self.DESC, batch_dim_index=1), [CacheKey(0, number) for number in range(4)])
+        with invalid("cache_keys has 5 entries"):
+            manager.allocate_cache(
+                CacheDesc(*self.DESC, batch_dim_index=1), [CacheKey(1, number, 1) for number in range(5)]
+            )
+
+
 @BOTH_VERBS
 class TestAllocated:
     def test_the_cache_has_zeroed_memory_of_its_own(self, ends: Ends, verb: str) -> None:

@@ -73,6 +73,7 @@ EMITTED = [
     ("global_resource_config", "", {"llm.GlobalResourceConfig": ""}),
     ("enable_switch_role", True, {"llm.EnableSwitchRole": "1"}),
     ("enable_switch_role", False, {}),
+    ("enable_switch_role", None, {}),
     ("deploy_res_path", "/x", {"llm.deployResPath": "/x"}),
     ("deploy_res_path", "", {}),
     ("buf_pool_cfg", "x", {"llm.BufPoolCfg": "x"}),
@@ -99,6 +100,7 @@ TYPE_ERRORS = [
 ]
 INVALID = [
     ("device_id", -1),
+    ("device_id", -(2**31) - 1),
     ("device_id", [0, -1]),
     ("device_id", []),
     *(("sync_kv_timeout", value) for value in (0, -1, "0", "-1", "1.5", "", " 1", "1s", "\u0661")),

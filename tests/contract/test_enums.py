@@ -98,6 +98,7 @@ class TestSmallEnums:
     def test_register_mem_status(self, llm_datadist: Any) -> None:
         assert not issubclass(llm_datadist.RegisterMemStatus, int)
         assert numbers(llm_datadist.RegisterMemStatus) == {"OK": 0, "PREPARING": 1, "FAILED": 2}
+        assert str(llm_datadist.RegisterMemStatus.OK) == "RegisterMemStatus.OK"
 
     @pytest.mark.parametrize(
         ("number", "name"), [(0, "OK"), (1, "PREPARING"), (2, "FAILED"), (3, "FAILED"), (-1, "FAILED")]
@@ -108,6 +109,7 @@ class TestSmallEnums:
     def test_push_type(self, llm_datadist: Any) -> None:
         expected = {"NO_CACHE_KEY": 0, "BLOCKS_CACHE_KEY": 1, "CACHE_KEY_BY_ID": 2}
         assert numbers(llm_datadist.v2.llm_types.PushType) == expected
+        assert str(llm_datadist.v2.llm_types.PushType.NO_CACHE_KEY) == "PushType.NO_CACHE_KEY"
 
 
 class TestDataType:

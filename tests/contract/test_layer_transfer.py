@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_kvfabric import BlocksCacheKey, Cache, CacheKey, CacheKeyByIdAndIndex
+from ray_kvfabric import BlocksCacheKey, Cache, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
 from ray_kvfabric.cache.layer_transfer import LayerSynchronizer, TransferConfig, TransferWithCacheKeyConfig
 from ray_kvfabric.errors import LLMException, LLMStatusCode, TransferTimeout
 from tests.contract.conftest import deviates, invalid, wrong_ints
@@ -118,6 +118,18 @@ class TestToACache:
             assert results(near, source, [keyed(range(LAYERS))], [0], [5], 16) == [OK]
         with stays(target):
             assert results(near, source, [keyed(range(LAYERS))], [1], [5], 8) == [LLMStatusCode.LLM_PARAM_INVALID]
+
+    def test_the_size_of_a_block_is_the_cache_s_whatever_became_of_its_description(self, ends: Ends) -> None:
+        near, far = linked(ends)
+        desc = CacheDesc(2, [8, 16], DataType.DT_INT8)
+        source, target = near.allocate_blocks_cache(desc), blocks_at(far, 2, num_tensors=2)
+        desc.update_dim(1, 32)
+        for size, code in ((16, "LLM_SUCCESS"), (32, "LLM_PARAM_INVALID"), (None, "LLM_SUCCESS")):
+            assert results(near, source, [keyed(range(1))], [0], [5], size) == [LLMStatusCode[code]]
+        desc.update_dim(1, 0)
+        with moves(target) as expected:
+            expected[:, 6] = 0
+            assert results(near, source, [keyed(range(1))], [0], [6]) == [OK]
 
     @pytest.mark.parametrize(("source_row", "target_row"), [(0, 0), (7, 2), (3, 7)])
     def test_a_row_lands_in_the_row_of_the_key(self, ends: Ends, source_row: int, target_row: int) -> None:

@@ -14,6 +14,7 @@ from ray_kvfabric.integrations.llm_datadist import _options
 from ray_kvfabric.transport import _shared_page as shared_page
 from tests.contract.conftest import deviates, invalid, refused
 from tests.contract.instances import OK, Instances, instances
+from tests.contract.moves import answers
 from tests.contract.world import Ends, MemoryWorld, describe, memory_world
 
 UNSET = 2**64 - 1
@@ -171,14 +172,39 @@ class TestTable:
             add(made.cache_manager, describe(13, (8, 1)))
         add(made.cache_manager, describe(12, (8, 1)))
 
-    def test_keys_that_are_held_count(self, cast: Instances) -> None:
+    @pytest.mark.parametrize("kind", ["request", "model"])
+    def test_keys_that_are_held_count(self, cast: Instances, kind: str) -> None:
         made = cast.open()
         manager = made.cache_manager
-        register(made, TABLE_TENSORS - 3 - ENTRY - 1, [CacheKey(0, 1)])
+        tensors = TABLE_TENSORS - 3 - ENTRY - 1
+        if kind == "request":
+            register(made, tensors, [CacheKey(0, 1)])
+        else:
+            manager.register_blocks_cache(describe(tensors, (8, 1)), [1] * tensors, BlocksCacheKey(0))
         with invalid("table"):
             register(made, 2)
         register(made, 1)
         assert len(manager._manager.caches()) == 2
+
+    def test_a_key_that_is_bound_or_of_no_row_takes_no_more_room(self, cast: Instances) -> None:
+        made = cast.open()
+        manager, desc = made.cache_manager, describe(1, (8, 1))
+        register(made, 1, [CacheKey(0, 1)])
+        manager.register_blocks_cache(desc, [1], BlocksCacheKey(0))
+        register(made, TABLE_TENSORS - 2 * (ENTRY + 1 + 3) - 3 * (ENTRY + 1))
+        manager.register_blocks_cache(desc, [1], BlocksCacheKey(0))
+        register(made, 1, [CacheKey(0, 1)])
+        placeholders = [CacheKey(0, UNSET)] * 8
+        register(made, 1, [*placeholders, CacheKey(0, 2)])
+        with invalid("table"):
+            register(made, 1)
+
+    def test_a_wrong_key_is_a_type_error_in_a_full_table_too(self, cast: Instances) -> None:
+        made = cast.open()
+        register(made, TABLE_TENSORS)
+        for verb in ("allocate_cache", "allocate_blocks_cache"):
+            with refused(TypeError, "key"):
+                getattr(made.cache_manager, verb)(describe(1), "key")
 
     @pytest.mark.parametrize("keys", [[CacheKey(0, UNSET)], [CacheKey(0, UNSET, 0, 3)]])
     def test_placeholders_and_prefixes_do_not_count(self, cast: Instances, keys: list[CacheKey]) -> None:
@@ -193,8 +219,9 @@ class TestTable:
             register(made, TABLE_TENSORS + 1)
         assert cast.world.directory.held[1] == {}
         assert register(made, TABLE_TENSORS).cache_id == 1
-        with invalid("table"):
-            made.cache_manager.allocate_blocks_cache(describe(1))
+        for desc in (describe(1), describe(1, (2**30, 2**10))):  # the second is larger than the pool
+            with invalid("table"):
+                made.cache_manager.allocate_blocks_cache(desc)
         made.cache_manager.unregister_cache(1)
         made.cache_manager.allocate_blocks_cache(describe(1))
 
@@ -275,6 +302,29 @@ class TestPulls:
 
     def test_one_sided_runs_that_do_not(self, ends: Ends, pull: Any) -> None:
         self.check(ends, "at most 131064", lambda: pull(True, 2, scattered(65_532)))
+
+    @pytest.mark.parametrize(
+        ("changes", "refusal"),
+        [
+            ({"src_cache_key": "key"}, TypeError),
+            ({"src_cache_key": None}, AttributeError),
+            ({"dst_blocks": [*scattered(65_531), "1"]}, TypeError),
+            ({"dst_blocks": [*scattered(65_531), -1]}, TypeError),
+            ({"tensor_num_per_layer": "2"}, TypeError),
+            ({"src_layer_range": 1}, TypeError),
+            ({"src_cache_key": BlocksCacheKey(99)}, "LLM_NOT_YET_LINK"),
+            ({"src_cache_key": BlocksCacheKey(1)}, "LLM_PARAM_INVALID"),
+        ],
+    )
+    def test_of_a_pull_that_is_too_large_other_mistakes_are_named_first(
+        self, ends: Ends, changes: Any, refusal: Any
+    ) -> None:
+        near, far = ends.open(1), ends.open(2)
+        ends.link(near, far)
+        target, blocks = near.manager.allocate_blocks_cache(describe(2, (131_064, 1))), scattered(65_532)
+        given = {"src_cache_key": KEY, "dst_cache": target, "src_blocks": blocks, "dst_blocks": blocks}
+        with answers(refusal, "this endpoint itself" if refusal == "LLM_PARAM_INVALID" else ""):
+            near.manager.pull_blocks(**{**given, **changes})
 
     def test_neighbours_are_one_run(self, pull: Any) -> None:
         pull(True, 2, list(range(70_000)))

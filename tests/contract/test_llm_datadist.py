@@ -260,6 +260,11 @@ class TestNativeInit:
     def test_a_good_pool(self, cast: Instances, option: str, pool: str) -> None:
         cast.make().init(texts() | {option: pool})
 
+    def test_a_pool_larger_than_the_host_is_only_a_budget(self, cast: Instances) -> None:
+        assert deviates("pools_fill_as_used")
+        made = cast.open(llm__MemPoolConfig='{"memory_size": 4398046509056, "page_shift": 10}')
+        made.cache_manager.allocate_blocks_cache(describe())
+
     def test_every_tensor_takes_whole_pages(self, cast: Instances) -> None:
         manager = cast.open(llm__MemPoolConfig='{"memory_size": 4096, "page_shift": 10}').cache_manager
         manager.allocate_blocks_cache(describe(4, (1, 1)))
@@ -528,10 +533,19 @@ class TestAtExit:
 
     def test_it_swallows_an_llm_exception(self, cast: Instances, handler: Any) -> None:
         made = cast.open()
-        with mock.patch.object(made, "finalize", side_effect=PeerLost("gone")):
+        with (
+            mock.patch.object(made, "finalize", side_effect=PeerLost("gone")),
+            mock.patch.object(cast.package.utils.log, "warning") as warning,
+        ):
             handler()
+        warning.assert_called_once()
         assert cast.package.LLMDataDist.llm_engine_instance is None
         made.finalize()
+
+    def test_it_passes_another_error_on(self, cast: Instances, handler: Any) -> None:
+        made = cast.open()
+        with mock.patch.object(made, "finalize", side_effect=ZeroDivisionError), refused(ZeroDivisionError):
+            handler()
 
     def test_the_interpreter_s_end_finalizes(self) -> None:
         """The printing handler was registered first, so it runs last."""

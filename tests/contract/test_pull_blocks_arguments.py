@@ -83,8 +83,9 @@ def test_the_target_is_a_blocks_cache_of_this_manager(pull: Pull, key: Any) -> N
     desc = describe(placement="HOST")
     with invalid("not a blocks cache"):
         pull(src_cache_key=key, dst_cache=rows_at(pull.near, 1))
-    with answers(TypeError, "dst_cache has cache_id -1"):
-        pull(src_cache_key=key, dst_cache=Cache.create_cpu_cache(desc, addresses(memory_of(desc))))
+    no_sources = {} if key is KEY else {"src_blocks": []}
+    with fails("LLM_KV_CACHE_NOT_EXIST"):
+        pull(src_cache_key=key, **no_sources, dst_cache=Cache.create_cpu_cache(desc, addresses(memory_of(desc))))
 
 
 @pytest.mark.parametrize("key", [KEY, ROW])

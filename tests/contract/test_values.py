@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ray_kvfabric.integrations.llm_datadist.compatibility import CLASSES
 from tests.contract.conftest import NATIVE, NOT_INTS, deviates, invalid, native, refused, wrong_ints
 
 UNSET = 2**64 - 1
@@ -133,6 +134,35 @@ class TestCacheDesc:
         desc.update_dim(0, 6)
         assert (shape, desc.size, desc.batch_size) == ([6, 8], 96, 4)
 
+    def test_size_is_computed_once(self, api: Any) -> None:
+        shape = [4, 8]
+        desc = desc_of(api, shape=shape)
+        shape[0] = 5
+        assert desc.size == 80
+        shape[0] = 6
+        assert desc.size == 80
+        desc.update_dim(1, 4)
+        assert desc.size == 48
+
+    @pytest.mark.parametrize(
+        ("dim_index", "dim_value", "kind"),
+        [("0", 9, TypeError), (None, 9, TypeError), *((0, value, kind) for value, kind in wrong_ints("int64"))],
+    )
+    def test_update_dim_checks_types_and_widths(
+        self, api: Any, dim_index: Any, dim_value: Any, kind: type[Exception]
+    ) -> None:
+        desc = desc_of(api)
+        with refused(kind, "dim_"):
+            desc.update_dim(dim_index, dim_value)
+        assert desc.shape == [4, 8]
+
+    @pytest.mark.parametrize("dim_index", [-1, 2])
+    def test_update_dim_stays_in_the_shape(self, api: Any, dim_index: int) -> None:
+        desc = desc_of(api)
+        with invalid("dim_index"):
+            desc.update_dim(dim_index, 9)
+        assert desc.shape == [4, 8]
+
     def test_update_dim_of_a_tuple_is_a_type_error(self, api: Any) -> None:
         with refused(TypeError, "shape"):
             desc_of(api, shape=(4, 8)).update_dim(0, 6)
@@ -141,6 +171,10 @@ class TestCacheDesc:
         assert repr(desc_of(api)) == (
             "CacheDesc(num_tensors=2, shape=[4, 8], data_type=DataType.DT_FLOAT16, placement=Placement.DEVICE, "
             "batch_dim_index=0, seq_len_dim_index=-1,kv_tensor_format=None)"
+        )
+        assert repr(api.CacheDesc(0, (4, 8, 2), api.DataType.DT_INT8, api.Placement.HOST, 1, 2, "NHWC")) == (
+            "CacheDesc(num_tensors=0, shape=(4, 8, 2), data_type=DataType.DT_INT8, placement=Placement.HOST, "
+            "batch_dim_index=1, seq_len_dim_index=2,kv_tensor_format=NHWC)"
         )
 
 
@@ -162,7 +196,15 @@ class TestBlocksCacheKey:
     def test_cluster_id_wins_over_its_other_spelling(self, api: Any) -> None:
         assert api.BlocksCacheKey(prompt_cluster_id=4, cluster_id=3).cluster_id == 3
 
-    @pytest.mark.parametrize("given", [((1, 2, 3), {}), ((1, 2), {"cluster_id": 1}), ((1,), {"model": 1})])
+    @pytest.mark.parametrize(
+        "given",
+        [
+            ((1, 2, 3), {}),
+            ((1, 2), {"cluster_id": 1}),
+            ((1,), {"model": 1}),
+            ((), {"cluster_id": 1, "prompt_cluster_id": 2, "model_id": 3}),
+        ],
+    )
     def test_what_it_does_not_take(self, api: Any, given: Any) -> None:
         args, kwargs = given
         with invalid("Unsupported"):
@@ -227,6 +269,7 @@ class TestCacheKey:
     def test_repr(self, api: Any) -> None:
         expected = "CacheKey(cluster_id=1, req_id=2, prefix_id=4, model_id=3)"
         assert repr(api.CacheKey(1, 2, 3, 4)) == repr(api.CacheKey(1, 2, prefix_id=4, model_id=3)) == expected
+        assert repr(api.CacheKey(prompt_cluster_id=1, req_id=2, prefix_id=4, model_id=3)) == expected
 
 
 class TestCacheKeyByIdAndIndex:
@@ -335,6 +378,11 @@ class TestKvCache:
         del cache
         assert manager.freed == [7]
 
+    @pytest.mark.filterwarnings("error")
+    def test_one_that_was_never_made_frees_nothing(self, llm_datadist: Any) -> None:
+        with pytest.raises(TypeError):
+            llm_datadist.KvCache()
+
 
 class TestMemInfo:
     def test_fields_and_repr(self, api: Any) -> None:
@@ -367,7 +415,140 @@ def values(api: Any) -> list[Any]:
     ]
 
 
+class TestTransferConfig:
+    @pytest.mark.parametrize(
+        ("field", "value", "kind"),
+        [
+            *(("dst_cluster_id", value, kind) for value, kind in wrong_ints("uint64")),
+            *(("dst_addrs", value, TypeError) for value in (None, range(2), {1}, 1, [1, "2"], [None])),
+            *(("dst_addrs", [1, value], ValueError) for value in (-2, 2**64)),
+            *(("src_layer_range", value, TypeError) for value in ([0, 1], 1, "0")),
+            *(("src_batch_index", value, kind) for value, kind in wrong_ints("uint32")),
+        ],
+    )
+    def test_fields_are_checked_when_made_and_when_set(
+        self, api: Any, field: str, value: Any, kind: type[Exception]
+    ) -> None:
+        with refused(kind, field):
+            api.TransferConfig(**{"dst_cluster_id": 2, "dst_addrs": [1, 2], field: value})
+        config = api.TransferConfig(2, [1, 2])
+        with refused(kind, field):
+            setattr(config, field, value)
+        assert repr(config) == repr(api.TransferConfig(2, [1, 2]))
+
+    @pytest.mark.parametrize("layers", [range(2, 2), range(3, 1), range(-1, 2), range(0, 4, 2)])
+    def test_a_layer_range_rises_by_one_and_has_a_layer(self, api: Any, layers: range) -> None:
+        with invalid("src_layer_range"):
+            api.TransferConfig(2, [1, 2], layers)
+
+    def test_defaults_text_and_what_can_be_set(self, api: Any) -> None:
+        config = api.TransferConfig(2, (16, 2**64 - 1))
+        assert repr(config) == (
+            "TransferConfig(dst_cluster_id=2, dst_addrs=(16, 18446744073709551615), src_layer_range=None, "
+            "src_batch_index=0)"
+        )
+        assert config.dst_layer_range is None
+        config.dst_cluster_id, config.dst_addrs, config.src_layer_range, config.src_batch_index = 5, [1], range(1, 2), 7
+        assert (config.dst_cluster_id, config.dst_addrs) == (5, [1])
+        assert (config.src_layer_range, config.src_batch_index) == (range(1, 2), 7)
+        config.src_layer_range = None
+        assert config.src_layer_range is None
+
+
+class TestTransferWithCacheKeyConfig:
+    @pytest.mark.parametrize(
+        ("field", "value", "kind"),
+        [
+            *(("cache_key", value, TypeError) for value in (None, 1, "key")),
+            *(
+                (field, value, TypeError)
+                for field in ("src_layer_range", "dst_layer_range")
+                for value in (None, 2, [0])
+            ),
+            *(("src_batch_index", value, kind) for value, kind in wrong_ints("uint32")),
+        ],
+    )
+    def test_fields_are_checked_when_made_and_when_set(
+        self, api: Any, field: str, value: Any, kind: type[Exception]
+    ) -> None:
+        given = {"cache_key": api.BlocksCacheKey(2), "src_layer_range": range(2), "dst_layer_range": range(2)}
+        with refused(kind, field):
+            api.TransferWithCacheKeyConfig(**{**given, field: value})
+        config = api.TransferWithCacheKeyConfig(**given)
+        before = repr(config)
+        with refused(kind, field):
+            setattr(config, field, value)
+        assert repr(config) == before
+
+    def test_a_cache_key_is_none_of_its_keys(self, api: Any) -> None:
+        with refused(TypeError, "cache_key"):
+            api.TransferWithCacheKeyConfig(api.CacheKey(2, 1), range(1), range(1))
+
+    def test_both_ranges_are_needed(self, api: Any) -> None:
+        with refused(TypeError, "src_layer_range"):
+            api.TransferWithCacheKeyConfig(api.BlocksCacheKey(2))
+        with refused(TypeError, "dst_layer_range"):
+            api.TransferWithCacheKeyConfig(api.BlocksCacheKey(2), range(1))
+
+    @pytest.mark.parametrize("field", ["src_layer_range", "dst_layer_range"])
+    @pytest.mark.parametrize("layers", [range(2, 2), range(3, 1), range(-1, 2), range(0, 4, 2)])
+    def test_a_layer_range_rises_by_one_and_has_a_layer(self, api: Any, field: str, layers: range) -> None:
+        given = {"src_layer_range": range(1), "dst_layer_range": range(1), field: layers}
+        with invalid(field):
+            api.TransferWithCacheKeyConfig(api.BlocksCacheKey(2), **given)
+
+    def test_ranges_are_equally_long_when_made_but_not_when_set(self, api: Any) -> None:
+        with invalid("dst_layer_range"):
+            api.TransferWithCacheKeyConfig(api.BlocksCacheKey(2), range(2), range(3))
+        config = api.TransferWithCacheKeyConfig(api.BlocksCacheKey(2), range(2), range(2))
+        config.src_layer_range = range(1)
+        config.dst_layer_range = range(4, 9)
+        assert (config.src_layer_range, config.dst_layer_range) == (range(1), range(4, 9))
+
+    def test_a_row_is_only_for_a_key_by_id(self, api: Any) -> None:
+        with invalid("src_batch_index"):
+            api.TransferWithCacheKeyConfig(api.BlocksCacheKey(2), range(1), range(1), 1)
+        config = api.TransferWithCacheKeyConfig(api.BlocksCacheKey(2), range(1), range(1))
+        with invalid("src_batch_index"):
+            config.src_batch_index = 1
+        config.cache_key = api.CacheKeyByIdAndIndex(3, 1)
+        config.src_batch_index = 1
+        assert config.src_batch_index == 1
+
+    def test_text_and_the_cluster_of_the_first_key(self, api: Any) -> None:
+        config = api.TransferWithCacheKeyConfig(api.CacheKeyByIdAndIndex(3, 1), range(1, 3), range(4, 6), 7)
+        assert repr(config) == (
+            "TransferWithCacheKeyConfig(cache_key=CacheKeyByIdAndIndex(cluster_id=3, cache_id=1, batch_index=0), "
+            "src_layer_range=range(1, 3), dst_layer_range=range(4, 6), src_batch_index=7)"
+        )
+        assert config.dst_cluster_id == 3
+        config.cache_key = api.CacheKeyByIdAndIndex(4, 1)
+        assert config.dst_cluster_id == 3
+
+
+class TestLayerSynchronizer:
+    def test_it_must_say_how(self, api: Any) -> None:
+        with refused(TypeError, "synchronize_layer"):
+            api.LayerSynchronizer()
+
+    def test_its_one_method_makes_it(self, api: Any) -> None:
+        class Ready(api.LayerSynchronizer):  # type: ignore[misc]
+            def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+                return True
+
+        assert Ready().synchronize_layer(0, None) is True
+
+
 class TestAllValues:
+    def test_properties_are_read_only_but_for_the_configs(self, llm_datadist: Any) -> None:
+        kv_cache = llm_datadist.KvCache.create_cpu_cache(host_desc(llm_datadist), [1, 2])
+        fixed = [each for each in values(llm_datadist) if not type(each).__name__.startswith("Transfer")]
+        for value in (*fixed, kv_cache):
+            for name in CLASSES[type(value).__name__]:
+                if not callable(getattr(value, name)):
+                    with pytest.raises(AttributeError):
+                        setattr(value, name, 1)
+
     def test_those_that_look_alike_compare_unequal(self, api: Any) -> None:
         assert [one for one, other in zip(values(api), values(api), strict=True) if one == other] == []
 

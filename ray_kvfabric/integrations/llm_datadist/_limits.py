@@ -5,11 +5,11 @@ Nothing here needs them; programs that rely on a refusal get it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ray_kvfabric.cache.handle import Cache
-from ray_kvfabric.cache.keys import UNSET_ID, CacheKey
-from ray_kvfabric.cache.types import Placement
+from ray_kvfabric.cache.keys import UNSET_ID, BlocksCacheKey, CacheKey
+from ray_kvfabric.cache.types import CacheDesc, Placement
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.plan import merge_runs
 from ray_kvfabric.route import CacheInfo
@@ -21,17 +21,23 @@ REQUEST_TENSORS = 2043
 REQUEST_HOST_BLOCKS = 7158
 
 
-def check_table(caches: Iterable[CacheInfo], num_tensors: int, keys: int) -> None:
-    """Whether one more cache with so many keys still fits into the table that peers read in one-sided mode."""
+def check_table(caches: Sequence[CacheInfo], desc: CacheDesc, keys: Sequence[CacheKey] | BlocksCacheKey | None) -> None:
+    """Whether one more cache with those keys still fits into the table that peers read in one-sided mode."""
     used = 24 + sum(64 + 8 * len(cache.regions) + 24 * _held_keys(cache) for cache in caches)
-    needed = used + 64 + 8 * num_tensors + 24 * keys
+    needed = used + 64 + 8 * desc.num_tensors + 24 * _new_keys(caches, desc, keys)
     if needed > TABLE_NBYTES:
         raise ParamInvalid(f"the cache table would have {needed} bytes, it has room for {TABLE_NBYTES}")
 
 
-def num_keys(keys: Sequence[CacheKey]) -> int:
-    """Those that the table has: neither placeholders nor prefixes are seen in one-sided mode (contract 10.2)."""
-    return sum(key.req_id != UNSET_ID for key in keys)
+def _new_keys(caches: Sequence[CacheInfo], desc: CacheDesc, keys: Sequence[CacheKey] | BlocksCacheKey | None) -> int:
+    """Those that the table gets: no placeholder, no prefix, none that it has already (contract 10.2)."""
+    if keys is None:
+        return 0
+    if isinstance(keys, BlocksCacheKey):
+        return int(all(cache.model_id != keys.model_id for cache in caches))
+    held = {(key.number, key.model_id) for cache in caches for key in cache.keys if key.kind == "request"}
+    rows = max(desc.shape[0], 0)
+    return len({(key.req_id, key.model_id) for key in keys[:rows] if key.req_id != UNSET_ID} - held)
 
 
 def _held_keys(cache: CacheInfo) -> int:

@@ -114,8 +114,9 @@ def device_ids(value: int | Sequence[int], name: str) -> int | Sequence[int]:
     if not ids:
         raise ParamInvalid(f"{name} is empty")
     for each in ids:
-        if check_int(each, "int32", name) < 0:
+        if check_type(each, int, name) < 0:
             raise ParamInvalid(f"{name} must not be negative, got {each}")
+        check_int(each, "int32", name)
     return value
 
 

@@ -21,15 +21,16 @@ from ray_kvfabric.cache.layer_transfer import (
 )
 from ray_kvfabric.cache.types import CacheDesc, Placement
 from ray_kvfabric.endpoint.cache_verbs import check_mem_infos
+from ray_kvfabric.endpoint.jobs import Job
 from ray_kvfabric.endpoint.layer_requests import check_layer_transfer
 from ray_kvfabric.endpoint.layer_task import CacheTask
 from ray_kvfabric.endpoint.row_requests import check_pushed_row, check_whole_row
 from ray_kvfabric.errors import CacheNotFound, LLMStatusCode, NotLinked, ParamInvalid
 from ray_kvfabric.integrations.llm_datadist._engine import Engine
-from ray_kvfabric.integrations.llm_datadist._limits import check_pull, check_table, num_keys
+from ray_kvfabric.integrations.llm_datadist._limits import check_pull, check_table
 from ray_kvfabric.integrations.llm_datadist.utils import log
 from ray_kvfabric.integrations.llm_datadist.utils.utils import check_isinstance
-from ray_kvfabric.plan import TENSORS_PER_LAYER
+from ray_kvfabric.plan import TENSORS_PER_LAYER, LayerRequest
 
 Blocks = tuple[int, ...] | list[int]
 _REGISTERING = LLMStatusCode.LLM_FAILED  # what register_* and unregister_cache give after finalize (contract 9.3)
@@ -57,7 +58,7 @@ class CacheManager:
             given = _checked_addresses(cache_desc, addrs)
             check_isinstance("cache_keys", cache_keys, (list, tuple), CacheKey, allow_none=False)
             is_accessible = self._accessible(cache_desc, remote_accessible)
-            self._check_table(cache_desc, num_keys(cache_keys))
+            self._check_table(cache_desc, cache_keys)
             return self._manager.register_cache(cache_desc, given, cache_keys, is_accessible)
 
     def register_blocks_cache(
@@ -72,7 +73,7 @@ class CacheManager:
             given = _checked_addresses(cache_desc, addrs)
             check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
             is_accessible = self._accessible(cache_desc, remote_accessible)
-            self._check_table(cache_desc, int(blocks_cache_key is not None))
+            self._check_table(cache_desc, blocks_cache_key)
             return self._manager.register_blocks_cache(cache_desc, given, blocks_cache_key, is_accessible)
 
     def _accessible(self, cache_desc: CacheDesc, remote_accessible: bool | None) -> bool:
@@ -93,19 +94,20 @@ class CacheManager:
         """A continuous cache from the pool of its placement (contract 11.4)."""
         with self._engine.calls.enter():
             check_isinstance("cache_keys", cache_keys, (list, tuple), CacheKey, allow_none=False)
-            self._check_table(cache_desc, num_keys(cache_keys))
+            self._check_table(cache_desc, cache_keys)
             return self._manager.allocate_cache(cache_desc, cache_keys)
 
     def allocate_blocks_cache(self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None) -> Cache:
         """A blocks cache from the pool of its placement (contract 11.4)."""
         with self._engine.calls.enter():
-            self._check_table(cache_desc, int(blocks_cache_key is not None))
+            check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
+            self._check_table(cache_desc, blocks_cache_key)
             return self._manager.allocate_blocks_cache(cache_desc, blocks_cache_key)
 
-    def _check_table(self, cache_desc: CacheDesc, keys: int) -> None:
-        num_tensors = check_type(cache_desc, CacheDesc, "cache_desc").num_tensors
+    def _check_table(self, cache_desc: CacheDesc, keys: Sequence[CacheKey] | BlocksCacheKey | None) -> None:
+        desc = check_type(cache_desc, CacheDesc, "cache_desc")
         if self._one_sided:
-            check_table(self._manager.caches(), num_tensors, keys)
+            check_table(self._manager.caches(), desc, keys)
 
     def deallocate_cache(self, cache: Cache) -> None:
         with self._engine.calls.enter():
@@ -201,11 +203,10 @@ class CacheManager:
     ) -> None:
         """Both modes (contract 12.3). kwargs: src_layer_range, dst_layer_range, tensor_num_per_layer; others pass."""
         with self._engine.calls.enter():
+            job = self._manager.blocks_pull(src_cache_key, dst_cache, src_blocks, dst_blocks, *_layers_of(kwargs))
             self._check_seen(src_cache_key)
-            layers = _LayerArguments(kwargs)
-            if isinstance(dst_cache, Cache) and isinstance(dst_blocks, list | tuple) and src_blocks is not None:
-                check_pull(dst_cache, layers.num_tensors(dst_cache), src_blocks, dst_blocks, self._one_sided)
-            self._manager.pull_blocks(src_cache_key, dst_cache, src_blocks, dst_blocks, *layers.all)
+            self._check_pull(job, dst_cache, src_blocks, dst_blocks)
+            job.run()
 
     def pull_cache(
         self,
@@ -219,10 +220,17 @@ class CacheManager:
         if self._one_sided:
             check_isinstance("cache_key", cache_key, CacheKeyByIdAndIndex, allow_none=False)
         with self._engine.calls.enter():
-            layers = _LayerArguments(kwargs)
-            if isinstance(cache, Cache):
-                check_pull(cache, layers.num_tensors(cache), (0,), (0,), self._one_sided)
-            self._manager.pull_cache(cache_key, cache, batch_index, size, *layers.all)
+            job = self._manager.row_pull(cache_key, cache, batch_index, size, *_layers_of(kwargs))
+            self._check_pull(job, cache, (0,), (0,))
+            job.run()
+
+    def _check_pull(self, job: Job, cache: Cache, sources: Blocks, targets: Blocks) -> None:
+        """Whether the request fits into LLM-DataDist's message, where a link would take it (contract 5)."""
+        try:
+            check_pull(cache, _num_tensors(job.layers, cache), sources, targets, self._one_sided)
+        except ParamInvalid:
+            self._engine.links.admit(job.way_name[0])
+            raise
 
     def transfer_cache_async(
         self,
@@ -248,29 +256,21 @@ class CacheManager:
 
     def _check_seen(self, key: object) -> None:
         """Prefixes are not in the table that peers read in one-sided mode (contract 10.2)."""
-        if self._one_sided and isinstance(key, CacheKey) and key.req_id == UNSET_ID != key.prefix_id:
+        if self._one_sided and isinstance(key, CacheKey) and key.req_id == UNSET_ID:
+            self._engine.links.admit(key.cluster_id)
             raise CacheNotFound(f"prefix keys are not seen in one-sided mode: {key}")
 
 
-class _LayerArguments:
+def _layers_of(kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The keyword arguments of a pull; unknown ones are ignored, as in LLM-DataDist."""
+    per_layer = kwargs.get("tensor_num_per_layer", TENSORS_PER_LAYER)
+    return kwargs.get("src_layer_range"), kwargs.get("dst_layer_range"), per_layer
 
-    def __init__(self, kwargs: dict[str, Any]) -> None:
-        self._source = kwargs.get("src_layer_range")
-        self._target = kwargs.get("dst_layer_range")
-        self._per_layer = kwargs.get("tensor_num_per_layer", TENSORS_PER_LAYER)
 
-    @property
-    def all(self) -> tuple[Any, Any, Any]:
-        return self._source, self._target, self._per_layer
-
-    def num_tensors(self, cache: Cache) -> int:
-        """How many tensors are asked for; not more than there are, for the arguments are not checked yet."""
-        num_tensors = cache.cache_desc.num_tensors
-        given = self._target if isinstance(self._target, range) else self._source
-        if isinstance(given, range) and given and isinstance(self._per_layer, int):
-            return min((given.stop - given.start) * self._per_layer, num_tensors)
-        return num_tensors
+def _num_tensors(layers: LayerRequest, cache: Cache) -> int:
+    """How many tensors of `cache` are asked for."""
+    given = layers.source if layers.target is None else layers.target
+    return cache.cache_desc.num_tensors if given is None else len(given) * layers.tensors_per_layer
 
 
 def _checked_addresses(cache_desc: CacheDesc, addrs: list[int]) -> list[object]:

@@ -20,6 +20,8 @@ class KvCacheOwner(Protocol):
 class KvCache:
     """One list of tensor addresses for each device. Its manager's memory goes with it, as v1 has it."""
 
+    _manager: KvCacheOwner | None = None  # also of one whose construction failed
+
     def __init__(
         self,
         cache_id: int,
