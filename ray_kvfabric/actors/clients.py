@@ -113,6 +113,7 @@ class RayDirectory:
         self._endpoint: EndpointInfo | None = None  # as it was announced last
         self._published: dict[int, CacheInfo] = {}  # in the order of publishing
         self._lock = threading.Lock()  # one change at a time: what the scheduler is told is never older
+        self._has_left = False
 
     def announce(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
         with self._lock:
@@ -152,15 +153,22 @@ class RayDirectory:
         return found
 
     def leave(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
-        """Never raises for a fabric, or a Ray, that is gone already."""
+        """Never raises for a fabric, or a Ray, that is gone already. What was not announced yet never will be."""
+        self._has_left = True
         if self.on_leave is not None:
             self.on_leave()
+        is_ours = self._lock.acquire(timeout=deadline.remaining_s)  # an announcement that is under way comes first
         try:
             self.client.call("leave", endpoint, deadline=deadline)
         except (NotLinked, TransferTimeout):
             return
+        finally:
+            if is_ours:
+                self._lock.release()
 
     def _announce(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
+        if self._has_left:
+            raise NotLinked(f"{endpoint} has left the fabric")
         caches = tuple(self._published.values())
         self.client.call("announce", endpoint, self._actor, self._actor_id, caches, deadline=deadline)
 

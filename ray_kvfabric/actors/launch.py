@@ -120,6 +120,8 @@ def _meet_scheduler(
 
 def retire(fabric: str, deadline: Deadline) -> bool:
     """Ends a fabric without endpoints; True when its name is free. False for one with endpoints, and for none."""
+    if not ray.is_initialized():  # looking for it would start another Ray
+        return False
     while (scheduler := _find(scheduler_name(fabric))) is not None:
         try:
             is_ending = bool(fetch(once(scheduler.retire).remote(), deadline, f"the end of fabric {fabric!r}"))

@@ -74,6 +74,10 @@ class Cache:
     def forget_addresses(self) -> None:
         """Called by the manager when the memory is gone."""
         self._tensor_addrs = []
+        self.forget_memory()
+
+    def forget_memory(self) -> None:
+        """Called by the manager when it no longer knows the memory; the addresses stay their owner's."""
         self._open = None
 
     def numpy(self, tensor_index: int) -> NDArray[np.generic]:

@@ -11,8 +11,9 @@ from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import CacheKey
 from ray_kvfabric.cache.layout import Region, regions_of
 from ray_kvfabric.cache.types import CacheDesc
+from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import RegionTable
-from ray_kvfabric.memory.foreign import Borrowed
+from ray_kvfabric.memory.foreign import Borrowed, unmapped
 from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.route import CacheInfo
 
@@ -44,21 +45,40 @@ class CacheEntry:
     is_doomed: bool = False
     pulled: dict[tuple[str, int, int], set[int]] = field(default_factory=dict)
 
+    def end_cache(self) -> None:
+        """The handle shows no memory any more."""
+        if self.memory is not None:
+            self.cache.forget_addresses()
+        else:
+            self.cache.forget_memory()
+
 
 def check_shape(desc: CacheDesc) -> None:
     """Raises LLMException (LLM_PARAM_INVALID) for a shape that no cache has. `num_tensors` may be any number yet."""
     regions_of(CacheDesc(1, desc.shape, desc.data_type), [1])
 
 
+def check_mapped(what: str, ranges: list[tuple[int, int]]) -> None:
+    """Raises LLMException (LLM_PARAM_INVALID) for (address, bytes) that this process cannot read and write."""
+    hole = unmapped(ranges)
+    if hole is not None:
+        raise ParamInvalid(
+            f"{what} lies at address {hole[0]:#x}, of which this process has not {hole[1]} bytes mapped readable and "
+            "writable"
+        )
+
+
 def tensor_opener(
     regions: tuple[Region, ...], memory: HostMemory | None, borrowed: tuple[Borrowed, ...]
 ) -> Callable[[int], memoryview]:
-    """Tensor index to its bytes; a view keeps the memory alive."""
+    """Tensor index to its bytes; a view keeps the memory alive. LLM_PARAM_INVALID for bytes that are not mapped."""
 
     def open_tensor(index: int) -> memoryview:
         region = regions[index]
         if memory is not None:
             return memory.view(region.base, region.extent)
+        if borrowed[index].owner is None:
+            check_mapped(f"tensor {index}", [(region.base, region.extent)])
         return _raw_view(region, borrowed[index].owner)
 
     return open_tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ray_kvfabric.cache.checks import check_int, check_type
@@ -13,7 +14,7 @@ from ray_kvfabric.cache.types import CacheDesc
 from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted
 from ray_kvfabric.endpoint.core import EndpointCore
 from ray_kvfabric.endpoint.local import check_pairs_of_lists, copy_inside, copy_rows, swap
-from ray_kvfabric.errors import FeatureNotEnabled, NotLinked, ParamInvalid
+from ray_kvfabric.errors import FabricError, FeatureNotEnabled, NotLinked, ParamInvalid
 from ray_kvfabric.route import CacheInfo
 
 
@@ -88,22 +89,34 @@ class CacheVerbs(EndpointCore):
         if not addrs:
             raise ParamInvalid("addrs is empty")
         entry, older = self._caches.register(wanted, addrs)
-        cache = self._publish(entry)
+        try:
+            cache = self._publish(entry)
+        except BaseException:
+            if older is not None and wanted.model_id is not None:
+                self._caches.give_back_model(older, wanted.model_id)
+                with suppress(FabricError):
+                    self._tell(older)
+            raise
         if older is not None:
             self._tell(older)
         return cache
 
     def _publish(self, entry: CacheEntry) -> Cache:
-        """Makes the cache known; one that the directory does not take is taken back."""
+        """Makes the cache known; one that the directory does not take, or may have taken, is taken back."""
         try:
             self._tell(entry)
         except BaseException:
+            with suppress(FabricError):
+                self._directory.withdraw(self.endpoint, entry.info.cache_id, self._control_deadline())
             self._caches.remove(entry.info.cache_id, self._control_deadline())
             raise
         return entry.cache
 
     def _tell(self, entry: CacheEntry) -> None:
-        self._directory.publish(self.endpoint, entry.info, self._control_deadline())
+        """One after another, so that the directory hears of each cache what it is last, or that it is gone."""
+        with self._telling:
+            if self._caches.holds(entry):
+                self._directory.publish(self.endpoint, entry.info, self._control_deadline())
 
     # ---- ending ----------------------------------------------------------------------------------
 
@@ -113,10 +126,14 @@ class CacheVerbs(EndpointCore):
         Returns when no peer writes into it any more. Raises TransferTimeout while one does not leave.
         """
         check_int(cache_id, "int64", "cache_id")
+        if cache_id not in self._caches.all_ids():
+            return
+        with self._telling:  # where the directory fails nothing was changed here: it may be called again
+            self._directory.withdraw(self.endpoint, cache_id, self._control_deadline())
+            self._caches.fence(cache_id)
         entry = self._caches.remove(cache_id, self._control_deadline())
         if entry is not None:
-            entry.cache.forget_addresses()
-            self._directory.withdraw(self.endpoint, cache_id, self._control_deadline())
+            entry.end_cache()
 
     def deallocate_blocks_cache(self, cache: Cache) -> None:
         """Frees an allocated blocks cache; a freed or registered one is no error. `cache.tensor_addrs` empties."""
@@ -203,7 +220,7 @@ class CacheVerbs(EndpointCore):
         sources, targets = check_pairs_of_lists(copy_block_info)
         if not cache.is_blocks_cache:
             raise ParamInvalid(f"cache {cache.cache_id} is not a blocks cache")
-        copy_inside(self._copier, self._caches.find_mapped(cache.cache_id), sources, targets)
+        copy_inside(self._copier, self._caches, cache.cache_id, sources, targets)
 
     def copy_cache(
         self,
@@ -237,14 +254,14 @@ class CacheVerbs(EndpointCore):
                 raise ParamInvalid(f"{field} {cache.cache_id} is a blocks cache")
         if size != -1 and size <= 0:
             raise ParamInvalid(f"size must be -1 or positive, got {size}")
-        source, target = self._caches.find_mapped(src.cache_id), self._caches.find_mapped(dst.cache_id)
+        source, target = self._caches.find_here(src.cache_id), self._caches.find_here(dst.cache_id)
         copy_rows(self._copier, source, target, (src_batch_index, dst_batch_index), offset, size)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
         """Copies blocks from a host cache to a device cache or back, one way, as LLM-DataDist's verb of this name.
 
-        Raises LLMException: LLM_PARAM_INVALID for a pair that does not fit, LLM_FEATURE_NOT_ENABLED without a
-        device and without `emulated_device`.
+        Raises LLMException: LLM_PARAM_INVALID for a pair that does not fit, or without a device and without
+        `emulated_device`.
         """
         self._check_open()
         swap(self._copier, self._caches, src_cache, dst_cache, src_to_dst, emulates_device=self._emulates_device)
@@ -288,7 +305,7 @@ def _check_mem_info(info: object, field: str) -> None:
         raise ParamInvalid(f"{field} must be a MemInfo, got {type(info).__name__}")
     if info.mem_type is not Memtype.MEM_TYPE_DEVICE:
         raise ParamInvalid(f"{field}.mem_type must be MEM_TYPE_DEVICE, got {info.mem_type}")
-    if not info.addr:
-        raise ParamInvalid(f"{field}.addr must not be {info.addr}")
-    if info.size is None or info.size <= 0:
-        raise ParamInvalid(f"{field}.size must be positive, got {info.size}")
+    if info.addr is None or not 0 < info.addr < 2**64:
+        raise ParamInvalid(f"{field}.addr must be in (0, 2**64), got {info.addr}")
+    if info.size is None or not 0 < info.size < 2**64:
+        raise ParamInvalid(f"{field}.size must be in (0, 2**64), got {info.size}")

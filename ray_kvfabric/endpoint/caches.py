@@ -14,17 +14,18 @@ from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.layout import Region, regions_of, tensor_nbytes
 from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, check_shape, tensor_opener
+from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, check_mapped, check_shape, tensor_opener
 from ray_kvfabric.endpoint.key_index import bound_keys, keys_to_allocate, keys_to_register
 from ray_kvfabric.errors import CacheNotFound, LLMException, LLMStatusCode, ParamInvalid, TransferTimeout
 from ray_kvfabric.memory.copy import Copier
-from ray_kvfabric.memory.foreign import Borrowed, borrow, unmapped
+from ray_kvfabric.memory.foreign import Borrowed, borrow
 from ray_kvfabric.memory.host_pool import HostPool
 from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.route import CacheInfo, RowKey, Segment
 from ray_kvfabric.transport import _shared_page as shared_page
 
 Pools = dict[Placement, HostPool]
+_REACH = 2**63
 
 
 class CacheTable:
@@ -38,6 +39,7 @@ class CacheTable:
         self._lock = threading.RLock()
         self._ids = count(1)
         self._entries: dict[int, CacheEntry] = {}
+        self._leaving: dict[int, CacheEntry] = {}  # fenced off, a writer may still be inside
 
     # ---- making ----------------------------------------------------------------------------------
 
@@ -69,7 +71,7 @@ class CacheTable:
         nbytes = tensor_nbytes(wanted.desc)
         borrowed = tuple(borrow(tensor, nbytes, f"addrs[{index}]") for index, tensor in enumerate(tensors))
         addresses = [each.address for each in borrowed]
-        regions_of(wanted.desc, addresses)
+        _check_reach(regions_of(wanted.desc, addresses))
         with self._lock:
             bound = bound_keys(entry.info for entry in self._entries.values())
             keys = keys_to_register(wanted.keys, wanted.desc.shape[0], bound)
@@ -87,6 +89,7 @@ class CacheTable:
     ) -> CacheEntry:
         desc = wanted.desc
         regions = regions_of(desc, addresses)
+        table = self._copier.RegionTable(regions, owner=(memory, borrowed))
         slot, generation = self._publish_slot()
         info = CacheInfo(
             cache_id=cache_id,
@@ -104,8 +107,8 @@ class CacheTable:
             is_allocated=memory is not None,
             keys=keys,
         )
-        table = self._copier.RegionTable(regions, owner=(memory, borrowed))
-        cache = Cache(cache_id, desc, addresses, wanted.is_blocks, tensor_opener(regions, memory, borrowed))
+        opener = tensor_opener(regions, memory, borrowed) if info.memory == "host" else None
+        cache = Cache(cache_id, desc, addresses, wanted.is_blocks, opener)
         is_probed = memory is not None or all(each.owner is not None for each in borrowed)
         self._entries[cache_id] = CacheEntry(info, cache, table, memory, borrowed, is_probed)
         return self._entries[cache_id]
@@ -152,6 +155,11 @@ class CacheTable:
                 return entry
         return None
 
+    def give_back_model(self, entry: CacheEntry, model_id: int) -> None:
+        """Undoes `register`'s taking over; the cache has a new generation all the same."""
+        with self._lock:
+            entry.info = replace(entry.info, model_id=model_id)
+
     def note_pull(self, cache_id: int, row: int, tensors: range) -> list[RowKey]:
         """A peer has pulled these tensors of a row. The keys that it has used up by that (contract 12.3)."""
         with self._lock:
@@ -192,8 +200,18 @@ class CacheTable:
         """As `find`, and the first time looks whether bare addresses of the cache are mapped."""
         entry = self.find(cache_id)
         if not entry.is_probed and entry.info.memory == "host":
-            _check_mapped(cache_id, [(region.base, region.extent) for region in entry.info.regions])
+            check_mapped(f"a tensor of cache {cache_id}", [(each.base, each.extent) for each in entry.info.regions])
             entry.is_probed = True
+        return entry
+
+    def find_here(self, cache_id: int) -> CacheEntry:
+        """As `find_mapped`, for a copy inside this process. LLM_PARAM_INVALID for device memory."""
+        entry = self.find_mapped(cache_id)
+        if entry.info.memory != "host":
+            raise ParamInvalid(
+                f"cache {cache_id} lies in device memory, and there is no device; emulated_device=host says that "
+                "DEVICE caches lie in host memory"
+            )
         return entry
 
     def holder(self, cache: Cache, extent: int) -> object:
@@ -205,21 +223,35 @@ class CacheTable:
         entry = self._entries.get(cache.cache_id)
         if entry is not None and entry.cache is cache and extent <= entry.info.regions[0].extent:
             return self.find_mapped(cache.cache_id).table
-        _check_mapped(cache.cache_id, [(address, extent) for address in cache.tensor_addrs])
+        check_mapped(f"a tensor of cache {cache.cache_id}", [(address, extent) for address in cache.tensor_addrs])
         return cache
+
+    def holds(self, entry: CacheEntry) -> bool:
+        return self._entries.get(entry.info.cache_id) is entry
+
+    def fence(self, cache_id: int) -> CacheEntry | None:
+        """From now on nobody finds the cache, and no writer enters it. None for an unknown id."""
+        with self._lock:
+            entry = self._entries.pop(cache_id, None) or self._leaving.get(cache_id)
+            if entry is not None:
+                self._leaving[cache_id] = entry
+                self._page.retire_slot(entry.info.slot)
+            return entry
 
     def remove(self, cache_id: int, deadline: Deadline) -> CacheEntry | None:
         """Fences the cache off, waits for writers inside it, frees it. None for an unknown id.
 
-        Raises TransferTimeout while a live writer does not leave: its memory is then kept.
+        Raises TransferTimeout while a live writer does not leave: its memory is then kept, and another call waits
+        for the writer again.
         """
-        with self._lock:
-            entry = self._entries.pop(cache_id, None)
+        entry = self.fence(cache_id)
         if entry is None:
             return None
-        self._page.retire_slot(entry.info.slot)
         if entry.memory is None and not self._page.drain_slot(entry.info.slot, deadline.at_ns):
             raise TransferTimeout(f"cache {cache_id} is still being written by a peer; its memory must not be reused")
+        with self._lock:
+            if self._leaving.pop(cache_id, None) is None:  # another call was faster
+                return None
         if entry.memory is not None:
             self._free(Placement[entry.info.placement], entry.memory)
         return entry
@@ -231,11 +263,14 @@ class CacheTable:
         with self._lock:
             return list(self._entries.values())
 
+    def all_ids(self) -> list[int]:
+        """With those that are being removed."""
+        with self._lock:
+            return [*self._entries, *self._leaving]
 
-def _check_mapped(cache_id: int, ranges: list[tuple[int, int]]) -> None:
-    hole = unmapped(ranges)
-    if hole is not None:
-        raise ParamInvalid(
-            f"cache {cache_id} has a tensor at address {hole[0]:#x}, of which this process has not {hole[1]} bytes "
-            "mapped readable and writable"
-        )
+
+def _check_reach(regions: Iterable[Region]) -> None:
+    """No process has bytes beyond 2**63; the kernel counts with signed numbers."""
+    for index, region in enumerate(regions):
+        if region.base + region.extent >= _REACH:
+            raise ParamInvalid(f"addrs[{index}] is {region.base:#x}: no process has memory up to there")

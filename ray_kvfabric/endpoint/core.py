@@ -8,7 +8,9 @@ transfers `endpoint/transfers.py`  those that were started and can be asked for
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from ray_kvfabric.cache.checks import check_int
@@ -84,10 +86,20 @@ class EndpointCore:
         self._rows = RowRequests(mover, stamp)
         self._transfers = TransferTable(self.settings.transfer_threads, self.settings.result_ttl_s)
         self._receipts = ReceiptReader(self._identity.page, cluster_id)
+        self._telling = threading.RLock()
         self._is_closed = False
         if tracer_pid is not None:
             allow_tracer(tracer_pid)
-        directory.announce(self.endpoint, self._control_deadline())
+        self._announce_first()
+
+    def _announce_first(self) -> None:
+        """Who was refused, or does not know whether it was taken, leaves nothing behind."""
+        try:
+            self._directory.announce(self.endpoint, self._control_deadline())
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to tell
+                self.close()
+            raise
 
     @property
     def endpoint(self) -> EndpointInfo:
@@ -194,23 +206,24 @@ class EndpointCore:
     def close(self) -> None:
         """Leaves the fabric: transfers are stopped, links closed, caches fenced off and freed. Idempotent.
 
-        Raises TransferTimeout when a live writer does not leave registered memory.
+        Every step is taken, whatever became of those before it; then the last error is raised, those before it in
+        its context: TransferTimeout when a live writer does not leave registered memory, or another thread does not
+        come back from opening a link.
         """
         if self._is_closed:
             return
         self._is_closed = True
-        self._transfers.close()
-        try:
-            self._directory.leave(self.endpoint, self._control_deadline())
-        finally:
-            self._links.close()
-            for entry in self._caches.all():
-                self._caches.remove(entry.info.cache_id, self._control_deadline())
-                entry.cache.forget_addresses()
+        with ExitStack() as steps:  # the last one first
+            steps.callback(self._cut_cycles)
+            steps.callback(self._identity.close)
             for pool in self._pools.values():
-                pool.close()
-            self._identity.close()
-            self._cut_cycles()
+                steps.callback(pool.close)
+            for entry in self._caches.all():
+                steps.callback(entry.end_cache)
+                steps.callback(self._caches.remove, entry.info.cache_id, self._control_deadline())
+            steps.callback(self._links.close, self._control_deadline())
+            steps.callback(self._directory.leave, self.endpoint, self._control_deadline())
+            steps.callback(self._transfers.close)
 
     def _cut_cycles(self) -> None:
         """What refers back to this object would keep its memory mapped until the garbage collector comes."""

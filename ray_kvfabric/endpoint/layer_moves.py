@@ -27,6 +27,10 @@ class LayerMoves:
         self._blocks = blocks
         self._rows = rows
 
+    def cluster_of(self, part: LayerPart) -> int:
+        config = self._order.configs[part.position]
+        return config.dst_cluster_id if isinstance(config, TransferConfig) else config.cache_key.cluster_id
+
     def move(self, part: LayerPart) -> None:
         """Returns when the layer has landed; raises what the job raises."""
         self._job(part).run()

@@ -56,7 +56,9 @@ class LinkTable:
         self._counters = counters
         self._ways: dict[WayName, Way] = {}
         self._links: dict[tuple[int, str], Link] = {}  # (incarnation, transport)
-        self._opening = threading.RLock()
+        self._opening = threading.RLock()  # held while peers are asked
+        self._keeping = threading.Lock()  # of _ways, for the moment of a change
+        self._forgotten = 0  # how often ways were forgotten: one that was looked for before is not kept
         self._admit: Admit = as_named
         self._is_closed = False
 
@@ -71,13 +73,14 @@ class LinkTable:
         Such names come and go without a trace in the shared page, so the directory is asked each time.
         """
         with self._holding(name[0], deadline):
+            forgotten = self._forgotten
             route = self._resolve(name, deadline)
-            return self._way_to(name[0], route, deadline), route.cache
+            return self._way_to(name[0], route, forgotten, deadline), route.cache
 
     def forget(self, way: Way) -> None:
         """Drops a stale way, and its link when the peer is gone."""
         with self._opening:
-            self._ways = {key: each for key, each in self._ways.items() if each is not way}
+            self._drop(lambda _, each: each is way)
             if not way.link.is_alive:
                 self._close_dead(way.link)
 
@@ -89,9 +92,11 @@ class LinkTable:
                     self._close_dead(link)
 
     def forget_cluster(self, cluster_id: int) -> None:
-        """Drops every way to an endpoint; the next use asks the directory. What moves on one goes on."""
-        with self._opening:
-            self._ways = {key: way for key, way in self._ways.items() if key[0] != cluster_id}
+        """Drops every way to an endpoint, also those that are just being opened: who uses them next asks anew.
+
+        What moves on one goes on. Never waits.
+        """
+        self._drop(lambda name, _: name[0] == cluster_id, forgets=True)
 
     def gate(self, admit: Admit) -> None:
         """Lets the caller decide which endpoints may be reached; it is asked when a way is opened, not later."""
@@ -108,17 +113,18 @@ class LinkTable:
             if found is not None:
                 return found
             self.sweep()
-            way = self._way_to(name[0], self._resolve(name, deadline), deadline)
-            self._ways[name] = way
+            forgotten = self._forgotten
+            way = self._way_to(name[0], self._resolve(name, deadline), forgotten, deadline)
+            self._keep(name, way, forgotten)
             return way
 
     def _resolve(self, name: WayName, deadline: Deadline) -> Route:
         return self._directory.resolve(self._admit(name[0]), name[1], deadline)
 
-    def _way_to(self, cluster_id: int, route: Route, deadline: Deadline) -> Way:
+    def _way_to(self, cluster_id: int, route: Route, forgotten: int, deadline: Deadline) -> Way:
         """The one way to this cache as it is now, opened if it is not yet.
 
-        It is kept under the id that was asked for: the gate lets that one pass, not the endpoint's own id.
+        It is kept under the id that was asked for, unless ways were forgotten since the gate let that id pass.
         """
         name = (cluster_id, CacheName("id", route.cache.cache_id))
         known = self._ways.get(name)
@@ -126,8 +132,18 @@ class LinkTable:
             return known
         link = self._link(route, deadline)
         way = Way(route, link, link.open_cache(route.cache, deadline))
-        self._ways[name] = way
+        self._keep(name, way, forgotten)
         return way
+
+    def _keep(self, name: WayName, way: Way, forgotten: int) -> None:
+        with self._keeping:
+            if forgotten == self._forgotten:
+                self._ways[name] = way
+
+    def _drop(self, is_dropped: Callable[[WayName, Way], bool], *, forgets: bool = False) -> None:
+        with self._keeping:
+            self._forgotten += forgets
+            self._ways = {name: way for name, way in self._ways.items() if not is_dropped(name, way)}
 
     @contextmanager
     def _holding(self, cluster_id: int, deadline: Deadline) -> Iterator[None]:
@@ -147,8 +163,7 @@ class LinkTable:
         key = (route.endpoint.incarnation, transport.name)
         link = self._links.get(key)
         if link is None:
-            link = transport.open_link(self._local, route.endpoint, self._peers, deadline)
-            self._links[key] = link
+            link = self._links[key] = transport.open_link(self._local, route.endpoint, self._peers, deadline)
         return link
 
     def _warn_if_slow(self, transport: Transport, route: Route) -> None:
@@ -161,7 +176,7 @@ class LinkTable:
             )
 
     def _close_dead(self, link: Link) -> None:
-        self._ways = {key: way for key, way in self._ways.items() if way.link is not link}
+        self._drop(lambda _, way: way.link is link)
         self._links = {key: each for key, each in self._links.items() if each is not link}
         self._end(link)
 
@@ -181,13 +196,21 @@ class LinkTable:
     def links(self) -> list[Link]:
         return list(self._links.values())
 
-    def close(self) -> None:
-        """Waits for the transfers that are under way; none can begin any more."""
-        with self._opening:
-            self._is_closed = True
+    def close(self, deadline: Deadline) -> None:
+        """Waits for the transfers that are under way; none can begin any more.
+
+        Raises TransferTimeout while another thread is still opening a link.
+        """
+        self._is_closed = True
+        if not self._opening.acquire(timeout=deadline.remaining_s):
+            raise TransferTimeout("another thread is still opening a link")
+        try:
             for link in self._links.values():
                 self._end(link)
-            self._ways, self._links = {}, {}
+            self._drop(lambda *_: True)
+            self._links = {}
+        finally:
+            self._opening.release()
 
 
 def as_named(cluster_id: int) -> int:

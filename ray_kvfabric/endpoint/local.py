@@ -9,7 +9,7 @@ from ray_kvfabric.cache.types import CacheDesc, Placement
 from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.caches import CacheTable
 from ray_kvfabric.endpoint.rules import check_row
-from ray_kvfabric.errors import FeatureNotEnabled, ParamInvalid
+from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import Copier, RegionTable
 
 
@@ -29,10 +29,11 @@ def check_pairs_of_lists(info: object) -> tuple[list[int], list[int]]:
     return sources, targets
 
 
-def copy_inside(copier: Copier, entry: CacheEntry, sources: list[int], targets: list[int]) -> None:
+def copy_inside(copier: Copier, caches: CacheTable, cache_id: int, sources: list[int], targets: list[int]) -> None:
     """Pairs in order, all tensors; a chain such as {0: [1], 1: [2]} carries block 0 on to 2."""
     source_list = copier.BlockList(sources, "copy_block_info")
     target_list = copier.BlockList(targets, "copy_block_info")
+    entry = caches.find_here(cache_id)
     limit = entry.info.shape[0]
     for blocks in (source_list, target_list):
         if blocks.maximum >= limit:
@@ -88,11 +89,12 @@ def swap(
             raise ParamInvalid(
                 f"src_to_dst has {side} index {outside}, {side}_cache {cache.cache_id} has blocks [0, {limit})"
             )
-    if not emulates_device:
-        raise FeatureNotEnabled(
-            "swap_blocks needs device memory; emulated_device=host lets DEVICE caches lie on the host"
-        )
     if pairs:
+        if not emulates_device:
+            raise ParamInvalid(
+                "swap_blocks needs device memory, and there is no device; emulated_device=host says that DEVICE "
+                "caches lie in host memory"
+            )
         tables = _table(copier, caches, source), _table(copier, caches, target)
         blocks = copier.BlockList(sources, "src_to_dst"), copier.BlockList(targets, "src_to_dst")
         copier.copy_blocks(*tables, 0, 0, len(tables[0]), *blocks)

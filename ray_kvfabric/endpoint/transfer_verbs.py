@@ -26,7 +26,7 @@ from ray_kvfabric.plan import TENSORS_PER_LAYER
 from ray_kvfabric.route import Receipt, Route
 from ray_kvfabric.transport.registry import Verdict
 
-Around = Callable[[], AbstractContextManager[None]]
+Around = Callable[[int], AbstractContextManager[None]]  # given the cluster_id that a layer goes to
 
 
 class TransferVerbs(EndpointCore):
@@ -223,12 +223,12 @@ class TransferVerbs(EndpointCore):
         )  # fmt: skip
         return self.run_layer_order(order)
 
-    def run_layer_order(self, order: LayerOrder, around: Around = nullcontext) -> CacheTask:
+    def run_layer_order(self, order: LayerOrder, around: Around = lambda _: nullcontext()) -> CacheTask:
         """Starts a layer-wise transfer whose arguments were checked already; `around` is entered for each move."""
         moves = LayerMoves(order, self._requests, self._rows)
 
         def move(part: LayerPart) -> None:
-            with around():
+            with around(moves.cluster_of(part)):
                 moves.move(part)
 
         return run_layers(order, move)

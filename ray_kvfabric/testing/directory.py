@@ -40,8 +40,9 @@ class DictDirectory:
 
     def leave(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
         self.calls["leave"] += 1
-        self.endpoints.pop(endpoint.cluster_id, None)
-        self.held.pop(endpoint.cluster_id, None)
+        known = self.endpoints.get(endpoint.cluster_id)
+        if known is not None and known.incarnation == endpoint.incarnation:
+            del self.endpoints[endpoint.cluster_id], self.held[endpoint.cluster_id]
 
     def resolve(self, cluster_id: int, name: CacheName, deadline: Deadline) -> Route:
         """The newest cache of that name; a request or prefix stays with the first that had it."""

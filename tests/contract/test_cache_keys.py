@@ -74,6 +74,7 @@ class TestNames:
         pulls.gives(CacheKey(FAR, 5), source, 1)
 
     def test_prefixes_and_requests_do_not_meet(self, ends: Ends) -> None:
+        assert deviates("prefix_is_no_placeholder")
         pulls = Pulls(ends)
         source = pulls.allocate(CacheKey(0, UNSET, 0, 5), CacheKey(0, 5), CacheKey(0, UNSET, 0, 6))
         pulls.gives(CacheKey(FAR, UNSET, 0, 5), source, 0)

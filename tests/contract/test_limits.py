@@ -11,6 +11,7 @@ import pytest
 from ray_kvfabric import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from ray_kvfabric.errors import LLMException, LLMStatusCode
 from ray_kvfabric.integrations.llm_datadist import _options
+from ray_kvfabric.integrations.llm_datadist._engine_options import parse_options
 from ray_kvfabric.transport import _shared_page as shared_page
 from tests.contract.conftest import deviates, invalid, refused
 from tests.contract.instances import OK, Instances, instances
@@ -145,6 +146,11 @@ class TestCounts:
         for wrong in ({1: 0}, members | {5: 4}):
             with invalid("cluster_rank_info"):
                 made.link("n", wrong, "")
+
+
+def test_a_transfer_has_a_second_where_nothing_else_was_said() -> None:
+    """Section 10.6."""
+    assert parse_options({}).settings.sync_kv_timeout_ms == 1000
 
 
 class TestTable:

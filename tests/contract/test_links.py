@@ -222,6 +222,46 @@ def _raising(error: Exception) -> Callable[..., Any]:
 class TestLinkClusters:
     """Section 9.5 with the comm backend."""
 
+    @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), OSError("x")])
+    def test_nothing_that_a_peer_raises_is_raised(self, cast: Instances, error: Exception) -> None:
+        made = cast.open()
+        cast.engine(2)
+        cast.world.peers.ask = _raising(error)  # type: ignore[method-assign]
+        for call in (made.link_clusters, made.unlink_clusters):
+            assert call([cast.info()]) == one(LLMStatusCode.LLM_FAILED)
+
+    def test_of_two_calls_at_once_one_is_late(self, cast: Instances) -> None:
+        made = cast.open()
+        cast.engine(2)
+        overall, each = made.link_clusters([cast.info()] * 2)
+        assert (overall, sorted(each)) == (ALREADY, [OK, ALREADY])
+        ask, inside = cast.world.peers.ask, threading.Event()
+
+        def wait(*arguments: Any) -> Any:
+            inside.set()
+            time.sleep(0.2)
+            return ask(*arguments)
+
+        made.unlink_clusters([cast.info()])
+        cast.world.peers.ask = wait  # type: ignore[method-assign]
+        first = Background(lambda: made.link_clusters([cast.info()]))
+        assert inside.wait(5)
+        assert made.link_clusters([cast.info()]) == one(ALREADY)
+        assert first.result() == one(OK)
+
+    def test_a_link_by_communicator_is_one(self, cast: Instances) -> None:
+        made, peer = cast.open(), cast.engine(2)
+        link_both(made, peer)
+        assert made.link_clusters([cast.info()]) == one(ALREADY)
+
+    def test_the_link_goes_whatever_id_it_was_named_by(self, cast: Instances) -> None:
+        made, peer = cast.open(), cast.engine(2)
+        offer(peer)
+        assert made.link_clusters([cast.info(77)]) == one(OK)
+        assert reaches(made, 2)
+        assert made.unlink_clusters([cast.info(77)]) == one(OK)
+        assert made._llm_datadist.links.linked() == peer.links.linked() == {}
+
     def test_without_one_nobody_is_reached(self, cast: Instances) -> None:
         made, peer = cast.open(), cast.engine()
         offer(made)
@@ -473,7 +513,7 @@ class TestUnlinkClusters:
         made, peer = cast.open(), cast.engine()
         offer(made)
         made.link_clusters([cast.info()])
-        with peer.calls.enter():
+        with peer.calls.enter(1):
             unlink = Background(lambda: made.unlink_clusters([cast.info()]))
             assert unlink.lasts(0.1)
         assert unlink.result() == one(OK)
@@ -483,17 +523,47 @@ class TestUnlinkClusters:
         made = cast.open()
         cast.engine(2)
         made.link_clusters([cast.info()])
-        with made._llm_datadist.calls.enter():
+        with made._llm_datadist.calls.enter(2):
             assert made.unlink_clusters([cast.info()], 50) == one(TIMEOUT)
         assert not made._llm_datadist.links.is_linked(2)
+
+    def test_a_call_that_goes_elsewhere_is_not_waited_for(self, cast: Instances) -> None:
+        made, peer = cast.open(), cast.engine()
+        made.link_clusters([cast.info()])
+        with made._llm_datadist.calls.enter(3), peer.calls.enter(), made._llm_datadist.calls.enter():
+            unlink = Background(lambda: made.unlink_clusters([cast.info()]))
+            assert unlink.result() == one(OK)
+        assert not peer.links.is_linked(1)
+
+    @pytest.mark.parametrize("force", [False, True])
+    @pytest.mark.parametrize("is_oneself", [False, True])
+    def test_a_way_that_is_just_being_opened_keeps_nobody(self, cast: Instances, force: bool, is_oneself: bool) -> None:
+        assert deviates("bounded_waits")
+        made = cast.open()
+        source = offer(made)
+        other = made if is_oneself else cast.engine(2)
+        if not is_oneself:
+            offer(other)
+        info = cast.info(1, 26001) if is_oneself else cast.info()
+        made.link_clusters([info])
+        hold = Hold(cast.world, info.remote_cluster_id)
+        key = BlocksCacheKey(info.remote_cluster_id)
+        push = Background(lambda: made.cache_manager.push_blocks(key, source, [0], [1]))
+        assert hold.came.wait(5)
+        unlink = Background(lambda: made.unlink_clusters([info], 50, force))
+        assert not unlink.lasts(2)
+        assert unlink.result() == one(TIMEOUT)
+        hold.release()
+        push.result()
+        assert not reaches(made, info.remote_cluster_id)  # the way that was opened meanwhile was not kept
 
     def test_calls_that_come_later_are_not_waited_for(self) -> None:
         """Two threads that keep on transferring to others never leave a gap."""
         calls = Calls()
         drained = threading.Event()
-        first, second = calls.enter(), calls.enter()
+        first, second = calls.enter(2), calls.enter(2)
         first.__enter__()
-        waiting = Background(lambda: (calls.drain(Deadline.after(PATIENCE_S)), drained.set()))
+        waiting = Background(lambda: (calls.drain([2], Deadline.after(PATIENCE_S)), drained.set()))
         time.sleep(0.05)
         second.__enter__()
         assert not drained.is_set()
@@ -525,6 +595,13 @@ class TestSwitchRole:
         made.switch_role(cast.package.LLMRole.DECODER)
         made.switch_role(cast.package.LLMRole.DECODER)
         assert made._role is cast.package.LLMRole.DECODER
+
+    def test_a_bad_address_answers_before_a_live_link(self, cast: Instances) -> None:
+        made = cast.open(26001)
+        cast.engine()
+        made.link_clusters([cast.info()])
+        with refused(ValueError, "port"):
+            made.switch_role(cast.package.LLMRole.DECODER, {"llm.listenIpInfo": "127.0.0.1:x"})
 
     @pytest.mark.parametrize("how", ["link_clusters", "link", "accepted"])
     def test_a_live_link_stands_in_the_way(self, cast: Instances, how: str) -> None:
@@ -603,6 +680,7 @@ WRONG_LINKS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ranks": {2**64: 2, 1: 1}}, ValueError, "cluster_rank_info"),
     ({"ranks": {1: 2**32, 2: 1}}, ValueError, "cluster_rank_info"),
     ({"ranks": {2: -1, 3: 1}}, ValueError, "cluster_rank_info"),
+    ({"table": None}, TypeError, "rank_table"),
     ({"table": 1}, TypeError, "rank_table"),
     ({"table": b""}, TypeError, "rank_table"),
     ({"ranks": {}}, LLMException, "at least 2"),
@@ -722,6 +800,47 @@ class TestLink:
         call = Background(lambda: peer.link(name, members))
         fails_with(LINK_FAILED, lambda: made.link("name", PAIR, "{}"))
         fails_with(LINK_FAILED, call.result)
+
+    @pytest.mark.parametrize("unlinked", [False, True])
+    def test_a_name_that_was_used_needs_all_members_again(self, cast: Instances, unlinked: bool) -> None:
+        made, peer = cast.open(llm__LinkTotalTime="1"), cast.engine(2, llm__LinkTotalTime="1")
+        comm_id, other_id = link_both(made, peer)
+        if unlinked:
+            made.unlink(comm_id)
+        fails_with(LINK_FAILED, lambda: made.link("name", PAIR, "{}"))
+        fails_with(LINK_FAILED, lambda: peer.link("name", (1, 2)))
+        assert peer.query_register_mem_status(other_id) is cast.package.RegisterMemStatus.OK
+        offer(peer)
+        assert reaches(made, 2) != unlinked
+
+    def test_members_are_the_same_at_all_ends(self, cast: Instances) -> None:
+        made, peer = cast.open(llm__LinkTotalTime="1"), cast.engine(2, llm__LinkTotalTime="1")
+        cast.engine(3, 26003)
+        call = Background(lambda: peer.link("name", (1, 2, 3)))
+        fails_with(LINK_FAILED, lambda: made.link("name", PAIR, "{}"))
+        fails_with(LINK_FAILED, call.result)
+
+    def test_members_may_be_named_in_any_order(self, cast: Instances) -> None:
+        made, peer = cast.open(None), cast.engine(2, None)
+        call = Background(lambda: peer.link("name", (2, 1)))
+        assert made.link("name", {1: 0, 2: 0}, "{}") == call.result() == 1
+
+    def test_an_answer_that_was_lost_is_given_again(self, cast: Instances) -> None:
+        """The peer has its link already when it is asked for the second time."""
+        made, peer = cast.open(None), cast.engine(2, None)
+        ask = cast.world.peers.ask
+
+        def lose_one(asked: Any, question: str, arguments: Any, deadline: Any) -> Any:
+            answer = ask(asked, question, arguments, deadline)
+            if answer and question == _engine.MEET and arguments["cluster_id"] == 1:
+                cast.world.peers.ask = ask  # type: ignore[method-assign]
+                call.result()
+                raise TransferTimeout("the answer was lost")
+            return answer
+
+        cast.world.peers.ask = lose_one  # type: ignore[method-assign]
+        call = Background(lambda: peer.link("name", (1, 2)))
+        assert made.link("name", PAIR, "{}") == 1
 
     def test_a_peer_that_cannot_be_asked_yet_is_asked_again(self, cast: Instances) -> None:
         made, peer = cast.open(None), cast.engine(2, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -260,6 +262,10 @@ class TestNativeInit:
     def test_a_good_pool(self, cast: Instances, option: str, pool: str) -> None:
         cast.make().init(texts() | {option: pool})
 
+    def test_an_ip_that_is_none(self, cast: Instances) -> None:
+        with refused(RuntimeError, "host"):
+            cast.make().init(texts() | {"llm.listenIpInfo": "host:26001"})
+
     def test_a_pool_larger_than_the_host_is_only_a_budget(self, cast: Instances) -> None:
         assert deviates("pools_fill_as_used")
         made = cast.open(llm__MemPoolConfig='{"memory_size": 4398046509056, "page_shift": 10}')
@@ -406,6 +412,96 @@ class TestFinalize:
         end.result()
         assert (content(target)[:, 0] == wanted).all()
 
+    @pytest.mark.parametrize("verb", ["push_cache", "pull_blocks", "pull_cache", "transfer_cache_async"])
+    @pytest.mark.parametrize("end", ["finalize", "unlink"])
+    def test_each_transfer_is_waited_for(self, cast: Instances, verb: str, end: str) -> None:
+        made, peer = cast.open(), cast.engine(2)
+        manager = made.cache_manager
+        caches = SimpleNamespace(rows=manager.allocate_cache(describe()), blocks=offer(made))
+        rows, _ = manager_of(peer).allocate_cache(describe()), offer(peer)
+        assert rows.cache_id == 1
+        made.link_clusters([cast.info(2)])
+        hold = Hold(cast.world)
+        call = Background(lambda: KEPT[verb](manager, caches))
+        assert hold.came.wait(5)
+        ends = Background(made.finalize if end == "finalize" else lambda: made.unlink_clusters([cast.info(2)], 5000))
+        assert ends.lasts(0.2)
+        hold.release()
+        task = call.result()
+        assert task is None or task.synchronize(10_000) is LLMStatusCode.LLM_SUCCESS
+        ends.result()
+
+    def test_a_link_that_is_being_made_ends_first(self, cast: Instances) -> None:
+        made, peer = cast.open(), cast.engine(2)
+        ask, inside, go = cast.world.peers.ask, threading.Event(), threading.Event()
+
+        def wait(*arguments: Any) -> Any:
+            inside.set()
+            assert go.wait(10)
+            return ask(*arguments)
+
+        cast.world.peers.ask = wait  # type: ignore[method-assign]
+        link = Background(lambda: made.link_clusters([cast.info(2)]))
+        assert inside.wait(5)
+        end = Background(made.finalize)
+        assert end.lasts(0.1)
+        go.set()
+        assert link.result()[0] is LLMStatusCode.LLM_SUCCESS
+        end.result()
+        assert not peer.manager._is_closed
+
+    def test_a_role_that_is_being_switched_leaves_no_endpoint(self, cast: Instances) -> None:
+        made = cast.open()
+        announce, inside, go = cast.world.directory.announce, threading.Event(), threading.Event()
+
+        def wait(*arguments: Any) -> None:
+            inside.set()
+            assert go.wait(10)
+            announce(*arguments)
+
+        cast.world.directory.announce = wait  # type: ignore[method-assign]
+        switch = Background(lambda: made.switch_role(made._role, {"llm.listenIpInfo": "127.0.0.1:26009"}))
+        assert inside.wait(5)
+        end = Background(made.finalize)
+        assert end.lasts(0.1)
+        go.set()
+        switch.result()
+        end.result()
+        assert cast.world.directory.endpoints == {}
+
+    def test_a_link_that_waits_for_its_members_is_given_up(self, cast: Instances) -> None:
+        made = cast.open(llm__LinkTotalTime="60")
+        link = Background(lambda: made.link("name", {1: 0, 2: 1}, "{}"))
+        assert link.lasts(0.1)
+        made.finalize()
+        fails_with(INVALID, link.result)
+
+    def test_of_two_instances_that_start_at_once_one_does(self, cast: Instances) -> None:
+        join, inside = cast.world.join, threading.Event()
+
+        def slow(*arguments: Any) -> Any:
+            inside.set()
+            time.sleep(0.2)
+            return join(*arguments)
+
+        cast.world.join = slow  # type: ignore[method-assign]
+        first, second = cast.make(1), cast.make(5)
+        start = Background(lambda: first.init(texts()))
+        assert inside.wait(5)
+        fails_with(FAILED, lambda: second.init(texts()))
+        start.result()
+        assert list(cast.world.directory.endpoints) == [1]
+
+    def test_another_instance_starts_when_the_first_has_left(self, cast: Instances) -> None:
+        made, other = cast.open(), cast.make(5)
+        with made._llm_datadist.calls.enter():
+            end = Background(made.finalize)
+            start = Background(lambda: other.init(texts()))
+            assert start.lasts(0.1)
+        end.result()
+        start.result()
+        assert list(cast.world.directory.endpoints) == [5]
+
     def test_no_call_enters_while_it_waits(self, cast: Instances) -> None:
         made = cast.open()
         manager, source = made.cache_manager, offer(made)
@@ -481,6 +577,14 @@ class TestKeptManager:
         made.finalize()
         code = FAILED if verb in ("register_cache", "register_blocks_cache", "unregister_cache") else INVALID
         fails_with(code, lambda: KEPT[verb](manager, caches))
+
+    def test_that_it_has_ended_is_said_before_what_is_wrong_with_the_arguments(self, cast: Instances) -> None:
+        assert deviates("finalized_before_arguments")
+        made = cast.open()
+        kept = made.cache_manager
+        made.finalize()
+        fails_with(FAILED, lambda: kept.register_cache("desc", [1]))
+        fails_with(INVALID, lambda: kept.copy_blocks(1, None))
 
     def test_no_verb_is_left_out(self, cast: Instances) -> None:
         verbs = {name for name in vars(type(cast.open().cache_manager)) if not name.startswith("_")}

@@ -172,6 +172,15 @@ class TestCopyBlocks:
         with fails("LLM_KV_CACHE_NOT_EXIST"):
             manager.copy_blocks(freed, {0: [1]})
 
+    def test_a_wrong_index_answers_before_a_freed_cache(self, ends: Ends) -> None:
+        manager = ends.open(NEAR).manager
+        cache = blocks_at(manager, 1)
+        manager.deallocate_blocks_cache(cache)
+        with answers(TypeError, "copy_block_info"):
+            manager.copy_blocks(cache, {0: [-1]})
+        with fails("LLM_KV_CACHE_NOT_EXIST"):
+            manager.copy_blocks(cache, {0: [99]})
+
 
 class TestSwapBlocks:
     @pytest.mark.parametrize("to_host", [True, False])
@@ -246,8 +255,25 @@ class TestSwapBlocks:
         manager = ends.open(NEAR).manager
         kept = memory_of(CPU)
         device = manager.register_blocks_cache(describe(), addresses(kept))
-        with fails("LLM_FEATURE_NOT_ENABLED"):
-            manager.swap_blocks(Cache.create_cpu_cache(CPU, addresses(kept)), device, {0: 1})
+        host = Cache.create_cpu_cache(CPU, addresses(kept))
+        manager.swap_blocks(host, device, {})
+        with invalid("there is no device"):
+            manager.swap_blocks(host, device, {0: 1})
+
+    def test_without_a_device_nothing_is_copied_in_its_memory(self, ends: Ends) -> None:
+        """A device address is no address of this process, whatever lies there."""
+        assert deviates("device_caches_need_a_device")
+        _options.choose(_options.Options())
+        manager = ends.open(NEAR).manager
+        kept = memory_of(describe())
+        for addrs in ([1, 2, 3, 4], addresses(kept)):
+            blocks, rows = manager.register_blocks_cache(describe(), addrs), manager.register_cache(describe(), addrs)
+            with invalid("device memory"):
+                manager.copy_blocks(blocks, {0: [1]})
+            with invalid("device memory"):
+                manager.copy_cache(rows, rows, 0, 1)
+            with fails("LLM_KV_CACHE_NOT_EXIST", "has no memory here"):
+                rows.numpy(0)
 
 
 class TestRemap:
@@ -258,6 +284,8 @@ class TestRemap:
         [
             None, 1, [], (), (DEVICE,), [DEVICE, 1], [None], "memory",
             MemInfo(Memtype.MEM_TYPE_HOST, 4096, 64), MemInfo(None, 4096, 64),
+            MemInfo(Memtype.MEM_TYPE_DEVICE, -1, 64), MemInfo(Memtype.MEM_TYPE_DEVICE, 2**64, 64),
+            MemInfo(Memtype.MEM_TYPE_DEVICE, 4096, 2**64),
             *(MemInfo(Memtype.MEM_TYPE_DEVICE, address, 64) for address in (0, None)),
             *([MemInfo(Memtype.MEM_TYPE_DEVICE, 4096, size)] for size in (0, -1, None)),
         ],

@@ -93,6 +93,17 @@ class TestRegistered:
         with answers(TypeError, "addrs[3]"):
             getattr(ends.open(NEAR).manager, verb)(describe(), [1, 2, 3, address])
 
+    def test_an_address_that_no_process_has_is_refused_and_costs_nothing(self, ends: Ends, verb: str) -> None:
+        assert deviates("unmapped_addresses")
+        manager = ends.open(NEAR).manager
+        for _ in range(5000):  # an endpoint has 4096 slots for caches
+            with invalid("addrs[0] is 0x8000000000000000"):
+                getattr(manager, verb)(describe(1), [2**63])
+        for address in (2**64 - 1, 2**63 - 128):
+            with invalid("addrs[0]"):
+                getattr(manager, verb)(describe(1), [address])
+        getattr(manager, verb)(describe(1), [2**63 - 129])
+
     @pytest.mark.parametrize("addrs", [[], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 0]])
     def test_there_is_one_address_other_than_0_a_tensor(self, ends: Ends, verb: str, addrs: list[int]) -> None:
         register = getattr(ends.open(NEAR).manager, verb)
@@ -229,7 +240,10 @@ class TestUnregister:
         make = (far.allocate_cache, describe()) if is_allocated else (far.register_cache, describe(), addresses(kept))
         cache = make[0](*make[1:], [key])
         assert far.unregister_cache(cache.cache_id) is None
-        assert cache.tensor_addrs == []
+        assert deviates("addresses_end_with_the_memory")
+        assert cache.tensor_addrs == ([] if is_allocated else addresses(kept))
+        with fails("LLM_KV_CACHE_NOT_EXIST"):
+            cache.numpy(0)
         for name in (CacheKey(FAR, 5), row(cache)):
             with fails("LLM_KV_CACHE_NOT_EXIST"):
                 near.pull_cache(name, target)

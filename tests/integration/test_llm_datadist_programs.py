@@ -91,3 +91,27 @@ def test_bytes_that_one_program_sends_have_the_same_checksum_in_the_other(
 ) -> None:
     printed = run(ray_cluster, program, port, roles)
     assert sorted(printed.splitlines()) == sorted(lines)
+
+
+OUTLIVES_RAY = """
+import ray
+from ray_kvfabric.integrations.llm_datadist import LLMDataDist, LLMRole
+
+datadist = LLMDataDist(LLMRole.MIX, 41)
+datadist.init({"llm.EnableCacheManager": "1"})
+ray.shutdown()
+datadist.finalize()
+print("finalized, Ray runs:", ray.is_initialized())
+"""
+
+
+def test_a_program_that_ends_its_ray_first_starts_no_other_one(ray_cluster: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OUTLIVES_RAY],
+        env={**os.environ, "RAY_ADDRESS": ray_cluster},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "finalized, Ray runs: False\n"), done.stderr

@@ -21,7 +21,7 @@ from ray_kvfabric.integrations.llm_datadist import _options, _world
 from ray_kvfabric.integrations.llm_datadist._addresses import ip_text
 from ray_kvfabric.integrations.llm_datadist._calls import Calls
 from ray_kvfabric.integrations.llm_datadist._engine_options import EngineOptions, alias_of, listen_alias
-from ray_kvfabric.integrations.llm_datadist._links import Comm, Links, status_of
+from ray_kvfabric.integrations.llm_datadist._links import Comm, Greeting, Links, status_of
 from ray_kvfabric.integrations.llm_datadist.configs import LLMClusterInfo
 from ray_kvfabric.integrations.llm_datadist.utils import log
 from ray_kvfabric.integrations.llm_datadist.v2.llm_types import RegisterMemStatus
@@ -83,8 +83,7 @@ class Engine:
             return LLMStatusCode.LLM_PARAM_INVALID, []
         for info in clusters:
             _check_addresses(info)
-        self.calls.check()
-        with ThreadPoolExecutor(min(len(clusters), MAX_LINKING)) as pool:
+        with self.calls.enter(), ThreadPoolExecutor(min(len(clusters), MAX_LINKING)) as pool:
             statuses = list(pool.map(lambda info: _status_of(do, info), clusters))
         failed = [status for status in statuses if status is not LLMStatusCode.LLM_SUCCESS]
         return (failed[-1] if failed else LLMStatusCode.LLM_SUCCESS), statuses
@@ -96,11 +95,14 @@ class Engine:
         peer = self._find(alias, deadline, LLMStatusCode.LLM_LINK_FAILED)
         server = self.cluster_id if peer is None else peer.cluster_id
         cluster_id = _id_of(info) if peer is None or self.options.backend == "hixl" else server
-        if self.links.is_linked(cluster_id):
+        if not self.links.begin(cluster_id):
             return LLMStatusCode.LLM_ALREADY_LINK
-        if peer is not None:
-            self._ask(peer, LINK, self._introduction(), deadline, LLMStatusCode.LLM_LINK_FAILED)
-        self.links.add(cluster_id, server)
+        try:
+            if peer is not None:
+                self._ask(peer, LINK, self._introduction(), deadline, LLMStatusCode.LLM_LINK_FAILED)
+            self.links.add(cluster_id, server)
+        finally:
+            self.links.end(cluster_id)
         return LLMStatusCode.LLM_SUCCESS
 
     def _introduction(self) -> dict[str, Any]:
@@ -119,24 +121,28 @@ class Engine:
         return True
 
     def _unlink(self, info: LLMClusterInfo, is_local: bool, deadline: Deadline) -> LLMStatusCode:
+        """The peer drops its end first. A link stands under the id that the peer has, whatever `info` says."""
+        cluster_ids = {_id_of(info)}
         if not is_local:
             alias = _only_address(info.remote_ip_info_list, "remote_ip_info_list")
             peer = self._find(alias, deadline, LLMStatusCode.LLM_UNLINK_FAILED)
             if peer is not None:
-                request = {"cluster_id": self.cluster_id}
+                request = {"cluster_id": self.cluster_id, "timeout_s": deadline.remaining_s}
                 self._ask(peer, UNLINK, request, deadline, LLMStatusCode.LLM_UNLINK_FAILED)
-        self._drop(_id_of(info), deadline)
+                cluster_ids.add(peer.cluster_id)
+        self._drop(cluster_ids, deadline)
         return LLMStatusCode.LLM_SUCCESS
 
     def _let_go(self, request: dict[str, Any]) -> bool:
-        self._drop(request["cluster_id"], self._patience())
+        self._drop({request["cluster_id"]}, Deadline.after(request["timeout_s"]))
         return True
 
-    def _drop(self, cluster_id: int, deadline: Deadline) -> None:
-        """Returns when no transfer that began before is on its way."""
-        self.links.drop(cluster_id)
-        self.manager.forget_ways(cluster_id)
-        self.calls.drain(deadline)
+    def _drop(self, cluster_ids: set[int], deadline: Deadline) -> None:
+        """Returns when no transfer to them that began before is on its way; the link has ended in any case."""
+        for cluster_id in cluster_ids:
+            self.links.drop(cluster_id)
+            self.manager.forget_ways(cluster_id)
+        self.calls.drain(cluster_ids, deadline)
 
     def _find(self, alias: str, deadline: Deadline, code: LLMStatusCode) -> EndpointInfo | None:
         """Who listens there; None for an absent peer that is to be mirrored."""
@@ -166,12 +172,14 @@ class Engine:
             raise LLMException(
                 "link is not for llm.TransferBackend hixl", status_code=LLMStatusCode.LLM_FEATURE_NOT_ENABLED
             )
-        self.calls.check()
-        comm = Comm(comm_name, cluster_ids)
+        with self.calls.enter():
+            return self._meet_all(Comm(comm_name, cluster_ids))
+
+    def _meet_all(self, comm: Comm) -> int:
         self.links.meet(comm)
         try:
             deadline = Deadline.after(self.options.link_s)
-            for cluster_id in cluster_ids:
+            for cluster_id in comm.members:
                 if cluster_id != self.cluster_id:
                     self._await_member(comm, cluster_id, deadline)
             comm_id = self.links.open(comm)
@@ -193,8 +201,7 @@ class Engine:
     def _has_met(self, comm: Comm, cluster_id: int, deadline: Deadline) -> bool:
         try:
             peer = self.manager.find_endpoint(cluster_id, deadline)
-            request = {"name": comm.name, "cluster_id": self.cluster_id}
-            return bool(self.manager.ask(peer, MEET, request, deadline))
+            return bool(self.manager.ask(peer, MEET, comm.greeting(self.cluster_id), deadline))
         except NotLinked:
             if _options.current().absent_peers != "loopback":
                 return False
@@ -205,14 +212,15 @@ class Engine:
             return False
 
     def _say_met(self, request: dict[str, Any]) -> bool:
-        return self.links.greet(request["name"], request["cluster_id"])
+        return self.links.greet(Greeting(**request))
 
     def unlink(self, comm_id: int) -> None:
         """Waits for the transfers that are inside. Raises LLMException (LLM_NOT_YET_LINK) for an unknown id."""
-        comm = self.links.close(comm_id)
-        for member in comm.members:
-            self.manager.forget_ways(member)
-        self.calls.drain(self._patience())
+        with self.calls.enter():
+            comm = self.links.close(comm_id)
+            for member in comm.members:
+                self.manager.forget_ways(member)
+            self.calls.drain(comm.members, self._patience())
 
     def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
         return self.links.comm(comm_id).status
@@ -222,7 +230,10 @@ class Engine:
     def switch_role(self, options: dict[str, str]) -> None:
         """Listens where `options` say, or nowhere; the role itself is a label (contract 9.7)."""
         alias = listen_alias(options)
-        self.calls.check()
+        with self.calls.enter():
+            self._listen_anew(alias)
+
+    def _listen_anew(self, alias: str) -> None:
         if self.options.backend == "hixl":
             if alias and alias != self.options.listen:
                 raise LLMException(
@@ -244,7 +255,7 @@ class Engine:
 def _status_of(do: Callable[[LLMClusterInfo], LLMStatusCode], info: LLMClusterInfo) -> LLMStatusCode:
     try:
         return do(info)
-    except FabricError as error:
+    except Exception as error:  # whatever the peer raised: link_clusters and unlink_clusters do not
         log.warning("cluster %s: %s", info.remote_cluster_id, error)
         return status_of(error)
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+import uuid
+from dataclasses import asdict, dataclass, field
 from itertools import count
+from typing import Any
 
 from ray_kvfabric.errors import LLMException, LLMStatusCode, NotLinked, ParamInvalid
 from ray_kvfabric.integrations.llm_datadist.v2.llm_types import RegisterMemStatus
 
 MAX_COMMS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """A member's word that it has called `link`; `call` is one call's own number, so that none counts twice."""
+
+    name: str
+    members: tuple[int, ...]
+    cluster_id: int
+    call: str
 
 
 @dataclass(slots=True)
@@ -22,8 +34,16 @@ class Comm:
     name: str
     members: tuple[int, ...]
     status: RegisterMemStatus = RegisterMemStatus.PREPARING
-    greeted: set[int] = field(default_factory=set)  # members that were here, and may have left again
+    call: str = field(default_factory=lambda: uuid.uuid4().hex)
+    greeted: dict[int, str] = field(default_factory=dict)  # members that were here, by which call of theirs
     mirrored: set[int] = field(default_factory=set)
+
+    def greeting(self, cluster_id: int) -> dict[str, Any]:
+        """What `cluster_id` tells the other members."""
+        return asdict(Greeting(self.name, tuple(sorted(self.members)), cluster_id, self.call))
+
+    def is_meant_by(self, greeting: Greeting) -> bool:
+        return (self.name, tuple(sorted(self.members))) == (greeting.name, greeting.members)
 
 
 @dataclass(slots=True)
@@ -35,6 +55,7 @@ class Links:
     _comms: dict[int, Comm] = field(default_factory=dict)
     _meeting: dict[str, Comm] = field(default_factory=dict)
     _ids: count[int] = field(default_factory=lambda: count(1))
+    _beginning: set[int] = field(default_factory=set)  # clusters that a link_clusters is at
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     # ---- who may be reached ------------------------------------------------------------------------
@@ -64,6 +85,18 @@ class Links:
 
     # ---- by address --------------------------------------------------------------------------------
 
+    def begin(self, cluster_id: int) -> bool:
+        """False for a cluster that is linked, or just being linked by another call. True is followed by `end`."""
+        with self._lock:
+            if self.is_linked(cluster_id) or cluster_id in self._beginning:
+                return False
+            self._beginning.add(cluster_id)
+            return True
+
+    def end(self, cluster_id: int) -> None:
+        with self._lock:
+            self._beginning.discard(cluster_id)
+
     def add(self, cluster_id: int, server: int | None = None) -> None:
         """`server` is the endpoint's own id where that is another: hixl links under an id of the caller's choice."""
         with self._lock:
@@ -89,17 +122,19 @@ class Links:
         with self._lock:
             self._end_meeting(comm)
 
-    def greet(self, name: str, cluster_id: int) -> bool:
-        """A member has called `link` with that name: whether this cluster has as well.
+    def greet(self, greeting: Greeting) -> bool:
+        """Whether this cluster has called `link` with the same name and members, for that call of the other's.
 
-        Once it was told so it needs nothing more of us and may unlink: we remember that it was here.
+        Once it was told so it needs nothing more of us and may unlink: we remember that it was here. A link that
+        stands already meets nobody again, but says the same to a call that asks twice.
         """
         with self._lock:
-            known = [*self._meeting.values(), *self._comms.values()]
-            met = [comm for comm in known if comm.name == name and cluster_id in comm.members]
-            for comm in met:
-                comm.greeted.add(cluster_id)
-            return bool(met)
+            meeting = self._meeting.get(greeting.name)
+            if meeting is not None and meeting.is_meant_by(greeting):
+                meeting.greeted[greeting.cluster_id] = greeting.call
+                return True
+            standing = (comm for comm in self._comms.values() if comm.is_meant_by(greeting))
+            return any(comm.greeted.get(greeting.cluster_id) == greeting.call for comm in standing)
 
     def open(self, comm: Comm) -> int:
         """All members have met: the comm id."""

@@ -59,8 +59,10 @@ class _RaySeat:
         self._end()
 
     def _end(self) -> None:
-        self._fabric.close()
-        self._fabric.retire()
+        try:
+            self._fabric.close()
+        finally:
+            self._fabric.retire()
 
 
 _world: World = RayWorld()

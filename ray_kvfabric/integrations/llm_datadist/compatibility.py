@@ -215,7 +215,7 @@ _V1_TEXT = "of the older engine's package `llm_datadist_v1`, where it is looked 
 # What our objects have besides; none of it changes what a program written for LLM-DataDist sees.
 ADDITIONS: dict[str, tuple[str, ...]] = {
     "BlocksCacheKey": ("way",),
-    "Cache": ("numpy", "torch", "forget_addresses"),
+    "Cache": ("numpy", "torch", "forget_addresses", "forget_memory"),
     "CacheTask": ("errors",),
     "LLMException": ("default_code",),
 }

@@ -26,6 +26,7 @@ _PUSHES = ("CacheManager.push_blocks", "CacheManager.push_cache")
 _PULLS = ("CacheManager.pull_blocks", "CacheManager.pull_cache")
 _LAYERS = ("CacheManager.transfer_cache_async",)
 _REGISTERS = ("CacheManager.register_cache", "CacheManager.register_blocks_cache")
+_COPIES = ("CacheManager.copy_cache", "CacheManager.copy_blocks", "CacheManager.swap_blocks")
 _ALLOCATES = ("CacheManager.allocate_cache", "CacheManager.allocate_blocks_cache")
 
 DEVIATIONS = (
@@ -153,8 +154,8 @@ DEVIATIONS = (
         names=("LLMDataDist.finalize", "LLMDataDist.unlink", "LLMDataDist.unlink_clusters"),
         reference="finalize and unlinking wait for the calls that are under way, however long",
         ours=(
-            "LLM_TIMEOUT after the control time limit (20 s), or the call's own; the link or the engine has "
-            "ended by then"
+            "LLM_TIMEOUT after the control time limit (20 s), or the call's own; this end of the link, or the "
+            "engine, has ended by then, unless the peer did not answer"
         ),
         why="every wait has a limit",
     ),
@@ -171,10 +172,10 @@ DEVIATIONS = (
         name="values_checked_with_types",
         where="both",
         contract="3.2",
-        names=(*_PUSHES, *_PULLS, "CacheManager.copy_blocks"),
+        names=(*_PUSHES, *_PULLS, "CacheManager.register_cache", "CacheManager.copy_blocks"),
         reference=(
-            "a negative block index or id, and a cache of create_cpu_cache, is a TypeError once ranges and sizes "
-            "were checked"
+            "a negative block index, id or address, and a source of create_cpu_cache, is a TypeError once ranges and "
+            "counts were checked"
         ),
         ours="the same TypeError, before them",
         why=_EARLY,
@@ -187,6 +188,45 @@ DEVIATIONS = (
         reference="whether the tensors divide into layers is looked at after the link and the peer's cache",
         ours="before: the peer is not needed for it",
         why=_EARLY,
+    ),
+    Deviation(
+        name="no_staging",
+        where="both",
+        contract="10.7",
+        names=_PULLS,
+        reference=(
+            "a request-mode pull between host and device goes through 64 MiB of the host side's device pool, and is "
+            "LLM_OUT_OF_MEMORY where that does not come free in time"
+        ),
+        ours="the pool must be there, of whatever size: emulated device memory is reached without a detour",
+        why="nothing has to be staged",
+    ),
+    Deviation(
+        name="addresses_end_with_the_memory",
+        where="both",
+        contract="11.3",
+        names=("CacheManager.unregister_cache", "LLMDataDist.finalize"),
+        reference="unregister_cache and finalize leave a Cache its addresses, also where their memory was freed",
+        ours="of an allocated cache tensor_addrs is empty, as after deallocate_*; of a registered one it stays",
+        why="an address of freed memory is only good for mistakes",
+    ),
+    Deviation(
+        name="finalized_before_arguments",
+        where="drop_in",
+        contract="9.3",
+        names=(),
+        reference="a cache manager that was kept beyond finalize still checks its arguments first",
+        ours="that the LLMDataDist was finalized is said before anything else",
+        why="it is what the caller must know",
+    ),
+    Deviation(
+        name="prefix_is_no_placeholder",
+        where="both",
+        contract="10.2",
+        names=("CacheManager.allocate_cache",),
+        reference="a CacheKey without a req_id is a placeholder, one a model and call, whatever its prefix_id",
+        ours="one with a prefix_id alone names its row by that, and is no placeholder",
+        why="several rows may be prefixes",
     ),
     Deviation(
         name="no_option_gate",
@@ -397,7 +437,10 @@ DEVIATIONS = (
         contract="11.1",
         names=(*_REGISTERS, "CacheManager.swap_blocks"),
         reference="addresses are not validated: one that is not mapped ends the process when it is used",
-        ours="LLM_PARAM_INVALID when the cache is first used, also in swap_blocks",
+        ours=(
+            "LLM_PARAM_INVALID when the cache is first used, also in swap_blocks; when it is registered for one "
+            "beyond 2**63, where no process has memory"
+        ),
         why="a wrong number should not end a process",
     ),
     Deviation(
@@ -566,10 +609,10 @@ DEVIATIONS = (
         name="device_caches_need_a_device",
         where="both",
         contract="11.4",
-        names=(*_ALLOCATES, *_PUSHES, *_PULLS, *_LAYERS, "Placement"),
+        names=(*_ALLOCATES, *_COPIES, *_PUSHES, *_PULLS, *_LAYERS, "Placement"),
         reference="DEVICE memory is the NPU's",
         ours=(
-            "without a device, allocating and transferring DEVICE caches is LLM_PARAM_INVALID; "
+            "without a device, allocating, copying and transferring DEVICE caches is LLM_PARAM_INVALID; "
             "emulated_device='host' lets them lie in host memory"
         ),
         why="no transport of this version reaches device memory",

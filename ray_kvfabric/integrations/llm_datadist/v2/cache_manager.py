@@ -54,7 +54,7 @@ class CacheManager:
         remote_accessible: bool | None = None,
     ) -> Cache:
         """A continuous cache over memory at `addrs` (contract 11.1)."""
-        with self._engine.calls.enter(_REGISTERING):
+        with self._engine.calls.enter(refusal=_REGISTERING):
             given = _checked_addresses(cache_desc, addrs)
             check_isinstance("cache_keys", cache_keys, (list, tuple), CacheKey, allow_none=False)
             is_accessible = self._accessible(cache_desc, remote_accessible)
@@ -69,7 +69,7 @@ class CacheManager:
         remote_accessible: bool | None = None,
     ) -> Cache:
         """A blocks cache over memory at `addrs` (contract 11.2)."""
-        with self._engine.calls.enter(_REGISTERING):
+        with self._engine.calls.enter(refusal=_REGISTERING):
             given = _checked_addresses(cache_desc, addrs)
             check_isinstance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
             is_accessible = self._accessible(cache_desc, remote_accessible)
@@ -87,7 +87,7 @@ class CacheManager:
         return remote_accessible
 
     def unregister_cache(self, cache_id: int) -> None:
-        with self._engine.calls.enter(_REGISTERING):
+        with self._engine.calls.enter(refusal=_REGISTERING):
             self._manager.unregister_cache(cache_id)
 
     def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
@@ -166,7 +166,7 @@ class CacheManager:
         """One-sided mode only (contract 12.1)."""
         self._check_one_sided("push_blocks")
         ranges = _default_ranges(src_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
-        with self._engine.calls.enter():
+        with self._engine.calls.enter(_cluster_of(dst_cache_key)):
             if ranges is None:
                 _check_push_of_nothing(dst_cache_key, src_cache, src_blocks, dst_blocks)
                 return
@@ -185,7 +185,7 @@ class CacheManager:
         """One-sided mode only (contract 12.2)."""
         self._check_one_sided("push_cache")
         ranges = _default_ranges(src_cache, src_layer_range, dst_layer_range, tensor_num_per_layer)
-        with self._engine.calls.enter():
+        with self._engine.calls.enter(_cluster_of(dst_cache_key)):
             if ranges is None:
                 check_pushed_row(dst_cache_key, src_cache, src_batch_index)
                 check_whole_row(size)
@@ -202,7 +202,7 @@ class CacheManager:
         **kwargs: Any,
     ) -> None:
         """Both modes (contract 12.3). kwargs: src_layer_range, dst_layer_range, tensor_num_per_layer; others pass."""
-        with self._engine.calls.enter():
+        with self._engine.calls.enter(_cluster_of(src_cache_key)):
             job = self._manager.blocks_pull(src_cache_key, dst_cache, src_blocks, dst_blocks, *_layers_of(kwargs))
             self._check_seen(src_cache_key)
             self._check_pull(job, dst_cache, src_blocks, dst_blocks)
@@ -219,7 +219,7 @@ class CacheManager:
         """Both modes; one-sided mode takes no CacheKey (contract 12.4). kwargs as in pull_blocks."""
         if self._one_sided:
             check_isinstance("cache_key", cache_key, CacheKeyByIdAndIndex, allow_none=False)
-        with self._engine.calls.enter():
+        with self._engine.calls.enter(_cluster_of(cache_key)):
             job = self._manager.row_pull(cache_key, cache, batch_index, size, *_layers_of(kwargs))
             self._check_pull(job, cache, (0,), (0,))
             job.run()
@@ -259,6 +259,11 @@ class CacheManager:
         if self._one_sided and isinstance(key, CacheKey) and key.req_id == UNSET_ID:
             self._engine.links.admit(key.cluster_id)
             raise CacheNotFound(f"prefix keys are not seen in one-sided mode: {key}")
+
+
+def _cluster_of(key: object) -> int | None:
+    """Where a transfer goes; its key was not checked yet."""
+    return getattr(key, "cluster_id", None)
 
 
 def _layers_of(kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from ray_kvfabric.integrations.llm_datadist.v2.llm_utils import parse_listen_ip_
 MAX_NAME = 127
 MAX_MEMBERS = 4
 _ROLES = {LLMRole.PROMPT: "Prompt", LLMRole.DECODER: "Decoder", LLMRole.MIX: "Mix"}
+_life = threading.RLock()  # held by whoever begins or ends the process's instance
 Statuses = tuple[LLMStatusCode, list[LLMStatusCode]]
 
 
@@ -57,8 +59,11 @@ class LLMDataDist:
 
     def init(self, options: dict[str, str]) -> None:
         """A second call does nothing; after a failure it may be called again. Checks in the order of 9.2."""
-        if self._is_initialized:
-            return
+        with _life:
+            if not self._is_initialized:
+                self._init(options)
+
+    def _init(self, options: dict[str, str]) -> None:
         if LLMDataDist.llm_engine_instance is not None:
             raise LLMException("Cannot init multiple LLMDataDists", status_code=LLMStatusCode.LLM_FAILED)
         check_memory_option(check_type(options, dict, "options"))
@@ -88,13 +93,16 @@ class LLMDataDist:
 
     def finalize(self) -> None:
         """Waits for the calls that are under way, unlinks everything and leaves. Nothing without an init."""
-        if not self._is_initialized:
-            return
-        self._is_initialized = False
-        LLMDataDist.llm_engine_instance = None
-        if self._kv_cache_manager is not None:
-            self._kv_cache_manager._initialized = False
-        self._llm_datadist.finalize()
+        with _life:
+            if not self._is_initialized:
+                return
+            self._is_initialized = False
+            if self._kv_cache_manager is not None:
+                self._kv_cache_manager._initialized = False
+            try:
+                self._llm_datadist.finalize()
+            finally:
+                LLMDataDist.llm_engine_instance = None
 
     @property
     def cache_manager(self) -> CacheManager:
