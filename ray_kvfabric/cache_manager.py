@@ -1,6 +1,7 @@
 """CacheManager: one endpoint of the fabric, in whatever process it is made. The LLM-DataDist verbs live here.
 
-    CacheVerbs     `endpoint/cache_verbs.py`     make, end and copy caches of this endpoint
+    CacheVerbs     `endpoint/cache_verbs.py`     make and end caches of this endpoint
+    LocalVerbs     `endpoint/local_verbs.py`     copy between them
     TransferVerbs  `endpoint/transfer_verbs.py`  push and pull, blocks, rows and layer by layer
     EndpointCore   `endpoint/core.py`            announce, answer, close
 
@@ -12,10 +13,11 @@ from __future__ import annotations
 from types import TracebackType
 
 from ray_kvfabric.endpoint.cache_verbs import CacheVerbs
+from ray_kvfabric.endpoint.local_verbs import LocalVerbs
 from ray_kvfabric.endpoint.transfer_verbs import TransferVerbs
 
 
-class CacheManager(CacheVerbs, TransferVerbs):
+class CacheManager(CacheVerbs, LocalVerbs, TransferVerbs):
     """The verbs of one endpoint. Threads may share it; a forked child must make its own.
 
     `directory` and `peers` connect it to the fabric; `tracer_pid` is the process that process_vm writers descend
