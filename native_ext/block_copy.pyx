@@ -3,7 +3,7 @@
 
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from ray_kvfabric.errors import ParamInvalid
@@ -190,8 +190,10 @@ cdef int64_t block_of(object value, str name, Py_ssize_t position) except -1:
     if not isinstance(value, int):
         raise TypeError(f"{name}[{position}] must be an int, got {type(value).__name__}")
     cdef int64_t block = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow > 0 and value < 2**64:
+        return INT64_MAX  # of no cache: whoever compares it with a limit refuses it
     if overflow or block < 0:
-        raise TypeError(f"{name}[{position}] must be in [0, 2**63), got {value}")
+        raise TypeError(f"{name}[{position}] must be in [0, 2**64), got {value}")
     return block
 
 

@@ -40,21 +40,22 @@ static int process_is_gone(int64_t pid) {
     return pid > 0 && kill((pid_t)pid, 0) == -1 && errno == ESRCH;
 }
 
-static void reset_link(kvf_link *link, int64_t pid) {
+static void clear_cells(kvf_link *link) {
     for (int cell = 0; cell < KVF_CELLS; cell++)
         atomic_store(&link->cells[cell], 0);
-    atomic_store(&link->pid, pid);
 }
 
-/* A free link, or one whose writer's process is gone. `posted` goes on, so readers never see it fall. */
+/* A free link, or one whose writer's process is gone. `pid` is the lock: whoever swaps it has the link, so that no
+ * two claim the same dead one. `posted` goes on, so readers never see it fall. */
 int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid) {
     for (int index = 0; index < KVF_LINKS; index++) {
         kvf_link *link = &page->links[index];
-        uint64_t held = atomic_load(&link->owner);
-        if (held != 0 && !process_is_gone(atomic_load(&link->pid)))
+        int64_t held = atomic_load(&link->pid);
+        if (held != 0 && !process_is_gone(held))
             continue;
-        if (atomic_compare_exchange_strong(&link->owner, &held, owner)) {
-            reset_link(link, pid);
+        if (atomic_compare_exchange_strong(&link->pid, &held, pid)) {
+            clear_cells(link);
+            atomic_store(&link->owner, owner);
             return index;
         }
     }
@@ -71,8 +72,10 @@ int kvf_is_idle(kvf_page *page, int index) {
 void kvf_release_link(kvf_page *page, int index, uint64_t owner) {
     kvf_link *link = &page->links[index];
     uint64_t held = owner;
-    reset_link(link, 0);
-    atomic_compare_exchange_strong(&link->owner, &held, 0);
+    if (!atomic_compare_exchange_strong(&link->owner, &held, 0))
+        return;
+    clear_cells(link);
+    atomic_store(&link->pid, 0); /* last: from here on it may be claimed */
 }
 
 /* ---- generation words ------------------------------------------------------------------------------ */

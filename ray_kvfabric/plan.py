@@ -258,9 +258,15 @@ def row_to_blocks(source: Cut, piece_nbytes: int, target: Cut, target_blocks: tu
     parts = []
     if full:
         cut = Cut(source.offset, full, piece_nbytes, piece_nbytes)
-        parts.append(Part(cut, target._replace(nbytes=piece_nbytes), tuple(range(full)), target_blocks[:full]))
+        parts.append(_onto(target, cut, tuple(range(full)), target_blocks[:full]))
     if full < len(target_blocks):
         rest = source.nbytes - full * piece_nbytes
         tail = Cut(source.offset + full * piece_nbytes, 1, rest, rest)
-        parts.append(Part(tail, target._replace(nbytes=rest), (0,), target_blocks[full:]))
+        parts.append(_onto(target, tail, (0,), target_blocks[full:]))
     return parts
+
+
+def _onto(target: Cut, source: Cut, source_blocks: tuple[int, ...], target_blocks: tuple[int, ...]) -> Part:
+    """The target as far as these blocks reach: a short last piece may end where a whole one would not fit."""
+    used = target._replace(num_blocks=max(target_blocks) + 1, nbytes=source.nbytes)
+    return Part(source, used, source_blocks, target_blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import CacheKey
 from ray_kvfabric.cache.layout import Region, regions_of
 from ray_kvfabric.cache.types import CacheDesc
+from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.memory.foreign import Borrowed, unmapped
@@ -43,7 +45,23 @@ class CacheEntry:
     borrowed: tuple[Borrowed, ...]
     is_probed: bool
     is_doomed: bool = False
+    inside: set[int] = field(default_factory=set)  # local transfers that use the memory, each by a number of its own
+    someone_left: threading.Event | None = None  # made by whoever waits for them
     pulled: dict[tuple[str, int, int], set[int]] = field(default_factory=dict)
+
+    def leave(self, number: int) -> None:
+        self.inside.discard(number)
+        if self.someone_left is not None:
+            self.someone_left.set()
+
+    def await_local_users(self, deadline: Deadline) -> bool:
+        """Whether all have left in time. Nobody enters any more when this is called."""
+        self.someone_left = self.someone_left or threading.Event()
+        while self.inside:  # looked at after the event is there: whoever leaves later sets it
+            if not self.someone_left.wait(deadline.remaining_s):
+                return False
+            self.someone_left.clear()
+        return True
 
     def end_cache(self) -> None:
         """The handle shows no memory any more."""

@@ -204,6 +204,15 @@ class CacheTable:
             entry.is_probed = True
         return entry
 
+    def enter(self, cache_id: int, number: int) -> CacheEntry:
+        """As `find_mapped`; the memory stays until `leave` of the entry was called with that number."""
+        entry = self.find_mapped(cache_id)
+        entry.inside.add(number)
+        if self._entries.get(cache_id) is not entry:  # fenced off in between: who waits there may not have seen us
+            entry.leave(number)
+            self.find(cache_id)
+        return entry
+
     def find_here(self, cache_id: int) -> CacheEntry:
         """As `find_mapped`, for a copy inside this process. LLM_PARAM_INVALID for device memory."""
         entry = self.find_mapped(cache_id)
@@ -239,16 +248,17 @@ class CacheTable:
             return entry
 
     def remove(self, cache_id: int, deadline: Deadline) -> CacheEntry | None:
-        """Fences the cache off, waits for writers inside it, frees it. None for an unknown id.
+        """Fences the cache off, waits for transfers inside it, frees it. None for an unknown id.
 
-        Raises TransferTimeout while a live writer does not leave: its memory is then kept, and another call waits
-        for the writer again.
+        Raises TransferTimeout while one does not end: the memory is then kept, and another call waits again.
         """
         entry = self.fence(cache_id)
         if entry is None:
             return None
-        if entry.memory is None and not self._page.drain_slot(entry.info.slot, deadline.at_ns):
-            raise TransferTimeout(f"cache {cache_id} is still being written by a peer; its memory must not be reused")
+        if not self._page.drain_slot(entry.info.slot, deadline.at_ns):
+            raise TransferTimeout(f"cache {cache_id} is still being used by a peer; its memory must not be reused")
+        if not entry.await_local_users(deadline):
+            raise TransferTimeout(f"cache {cache_id} is still being used by a transfer of this endpoint")
         with self._lock:
             if self._leaving.pop(cache_id, None) is None:  # another call was faster
                 return None

@@ -37,17 +37,24 @@ class Job(ABC):
 
     def run(self, stop: StopWord | None = None) -> Receipt:
         try:
+            entry = self.mover.caches.enter(self.cache_id, id(self))
             try:
-                return self._run_once(stop)
-            except StaleRoute:
-                pass  # and once more, outside the handler: a second error must not hold the first one's frames
-            return self._run_once(stop)
+                return self._run_inside(entry, stop)
+            finally:
+                entry.leave(id(self))
         except Exception:
             self.mover.counters.add("transfers_failed")
             raise
 
+    def _run_inside(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
+        try:
+            return self._run_once(entry, stop)
+        except StaleRoute:
+            pass  # and once more, outside the handler: a second error must not hold the first one's frames
+        return self._run_once(entry, stop)
+
     @abstractmethod
-    def _run_once(self, stop: StopWord | None) -> Receipt: ...
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt: ...
 
     def _move(self, way: Way, local: RegionTable, remote: RemoteCache, plan: Plan, stop: StopWord | None) -> Receipt:
         order = Order(self.transfer_id, self.deadline.at_ns, stop)
@@ -84,8 +91,7 @@ class BlocksJob(Job):
     source_blocks: Blocks
     target_blocks: Blocks
 
-    def _run_once(self, stop: StopWord | None) -> Receipt:
-        entry = self.mover.caches.find_mapped(self.cache_id)
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
         way = self.mover.links.way(self.way_name, self.deadline)
         return self._move(way, entry.table, way.remote, self._plan(entry, way), stop)
 

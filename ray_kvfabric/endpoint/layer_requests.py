@@ -142,7 +142,10 @@ def _given(indices: Sequence[int] | None, field: str) -> tuple[int, ...] | None:
 
 def _check_blocks(sources: tuple[int, ...] | None, targets: tuple[int, ...] | None, piece_nbytes: int) -> None:
     if sources and not targets:
-        raise ParamInvalid(f"src_block_indices has {len(sources)} entries, dst_block_indices none")
+        raise ParamInvalid(
+            f"src_block_indices has {len(sources)} entries, dst_block_indices none: transfer from blocks to cache is "
+            "not supported"
+        )
     if sources and targets and len(sources) != len(targets):
         raise ParamInvalid(f"src_block_indices has {len(sources)} entries, dst_block_indices has {len(targets)}")
     if targets and not sources and not piece_nbytes:

@@ -70,7 +70,9 @@ def push_row_into_blocks(src_row: int, dst_blocks: tuple[int, ...], piece_nbytes
     def cut(pair: Pair) -> list[Part]:
         check_row(src_row, pair.here, "src_batch_index", pair.names[0])
         source = _row_cut(src_row, pair.here)
-        there = pair.there.regions[0]
+        here, there = pair.here.regions[0], pair.there.regions[0]
+        if pair.here.is_blocks and piece_nbytes != here.block_nbytes:
+            raise _size_refusal(piece_nbytes, here.block_nbytes, pair.names[0])
         if not 0 < piece_nbytes < pair.here.regions[0].extent:
             raise ParamInvalid(
                 f"dst_block_memory_size must be in (0, {pair.here.regions[0].extent}), the bytes of a tensor of "

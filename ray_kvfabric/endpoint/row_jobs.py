@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.jobs import Job
 from ray_kvfabric.endpoint.links import Way
 from ray_kvfabric.errors import ParamInvalid
@@ -45,9 +46,8 @@ class RowJob(Job):
     addresses: tuple[int, ...] | None
     notes_pull: bool
 
-    def _run_once(self, stop: StopWord | None) -> Receipt:
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
         mover = self.mover
-        entry = mover.caches.find_mapped(self.cache_id)
         way, there = mover.links.way_of_row(self.way_name, self.deadline)
         names = self._names(way)
         self._check_pair(entry.info, way, there, names)

@@ -73,10 +73,10 @@ class BlockList:
         for position, block in enumerate(blocks):
             if not isinstance(block, int):
                 raise TypeError(f"{name}[{position}] must be an int, got {type(block).__name__}")
-            if not 0 <= block < 2**63:
-                raise TypeError(f"{name}[{position}] must be in [0, 2**63), got {block}")
+            if not 0 <= block < 2**64:
+                raise TypeError(f"{name}[{position}] must be in [0, 2**64), got {block}")
         self.name = name
-        self._blocks = tuple(map(int, blocks))
+        self._blocks = tuple(min(int(block), 2**63 - 1) for block in blocks)  # of no cache, like the native twin's
         self.maximum = max(self._blocks, default=-1)
 
     def __len__(self) -> int:

@@ -21,12 +21,14 @@ import numpy as np
 import pytest
 
 from ray_kvfabric.cache.handle import Cache
-from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from ray_kvfabric.cache.layer_transfer import LayerSynchronizer, TransferConfig
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings
 from ray_kvfabric.errors import (
     CacheNotFound,
     LLMException,
+    LLMStatusCode,
     ParamInvalid,
     PeerLost,
     TransferCancelled,
@@ -66,6 +68,19 @@ class Pair:
         """A new source cache of random bytes."""
         cache = self.manager.cache(self.source.allocate(tensors, shape, "DT_INT8", None))
         for tensor in range(tensors):
+            _flat(cache, tensor)[:] = np.frombuffer(secrets.token_bytes(_flat(cache, tensor).size), np.uint8)
+        return cache
+
+    def target_rows(self, req_ids: list[int]) -> int:
+        """A new continuous cache at the target, every byte 0xEE; `req_ids[i]` names row i."""
+        cache_id = self.target.rows(TENSORS, SHAPE, "DT_INT8", req_ids, self.allocates)
+        self.target.fill(cache_id, 0xEE)
+        return cache_id
+
+    def source_rows(self) -> Cache:
+        """A new continuous cache of random bytes."""
+        cache = self.manager.cache(self.source.rows(TENSORS, SHAPE, "DT_INT8", [], True))
+        for tensor in range(TENSORS):
             _flat(cache, tensor)[:] = np.frombuffer(secrets.token_bytes(_flat(cache, tensor).size), np.uint8)
         return cache
 
@@ -115,6 +130,11 @@ def _flat(cache: Cache, tensor: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def source_bytes(cache: Cache) -> np.ndarray[Any, np.dtype[np.uint8]]:
     tensors = [_flat(cache, tensor).copy() for tensor in range(cache.cache_desc.num_tensors)]
     return np.stack(tensors).reshape(len(tensors), cache.cache_desc.shape[0], -1)
+
+
+class _Computed(LayerSynchronizer):
+    def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
+        return True
 
 
 KEY = BlocksCacheKey(TARGET_ID, 0)
@@ -167,6 +187,43 @@ class TransportConformance:
         expected[:, [20, 21, 3]] = pair.target_bytes(target_id)[:, [8, 9, 0]]
         pair.manager.pull_blocks(KEY, local, [8, 9, 0], [20, 21, 3])
         np.testing.assert_array_equal(source_bytes(local), expected)
+
+    def test_a_row_lands_in_the_row_of_its_key(self, pair: Pair) -> None:
+        source, target_id = pair.source_rows(), pair.target_rows([])
+        expected = pair.target_bytes(target_id)
+        expected[2:4, 5] = source_bytes(source)[4:6, 23]
+        key = CacheKeyByIdAndIndex(TARGET_ID, target_id, 5)
+        pair.manager.push_cache(key, source, 23, range(2, 3), range(1, 2))
+        np.testing.assert_array_equal(pair.target_bytes(target_id), expected)
+
+    def test_a_row_is_pulled_by_its_request(self, pair: Pair) -> None:
+        source, target_id = pair.source_rows(), pair.target_rows([70, 71])
+        pair.manager.push_cache(CacheKeyByIdAndIndex(TARGET_ID, target_id, 1), source, 3)
+        expected = source_bytes(source)
+        expected[:, 7, :100] = expected[:, 3, :100]
+        pair.manager.pull_cache(CacheKey(TARGET_ID, 71), source, 7, 100)
+        np.testing.assert_array_equal(source_bytes(source), expected)
+
+    def test_a_row_is_cut_into_blocks(self, pair: Pair) -> None:
+        source, target_id = pair.source_rows(), pair.target_rows([70])
+        pair.manager.push_cache(CacheKeyByIdAndIndex(TARGET_ID, target_id), source, 9)
+        local = pair.source_cache((10, 40))
+        row, expected = source_bytes(source)[:, 9], source_bytes(local)
+        for piece, block in enumerate([8, 1, 3, 0]):  # 150 bytes: the last piece has 30
+            part = row[:, 40 * piece : 40 * (piece + 1)]
+            expected[:, block, : part.shape[1]] = part
+        pair.manager.pull_blocks(CacheKey(TARGET_ID, 70), local, [], [8, 1, 3, 0])
+        np.testing.assert_array_equal(source_bytes(local), expected)
+
+    def test_layers_go_to_addresses_of_the_peer(self, pair: Pair) -> None:
+        source, target_id = pair.source_rows(), pair.target_rows([])
+        expected = pair.target_bytes(target_id)
+        expected[:4, 6] = source_bytes(source)[2:, 2]
+        addresses = [each + 6 * 150 for each in pair.target.addresses(target_id)[:4]]
+        config = TransferConfig(TARGET_ID, addresses, range(1, 3), 2)
+        task = pair.manager.transfer_cache_async(source, _Computed(), [config])
+        assert task.synchronize(int(PATIENCE_S * 1000)) is LLMStatusCode.LLM_SUCCESS
+        np.testing.assert_array_equal(pair.target_bytes(target_id), expected)
 
     def test_both_ends_hold_the_same_receipt(self, pair: Pair) -> None:
         source, target_id = pair.source_cache(), pair.target_cache()

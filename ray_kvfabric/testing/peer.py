@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.keys import BlocksCacheKey, CacheKey
 from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings
@@ -40,6 +40,20 @@ class LocalPeer:
         desc = CacheDesc(num_tensors, shape, DataType[data_type], Placement.HOST)
         arrays = [np.zeros(desc.size, np.uint8) for _ in range(num_tensors)]
         return self.manager.register_blocks_cache(desc, list(arrays), _key(model_id)).cache_id
+
+    def rows(
+        self, num_tensors: int, shape: tuple[int, ...], data_type: str, req_ids: list[int], allocates: bool
+    ) -> int:
+        """A continuous cache; `req_ids[i]` names row i."""
+        desc = CacheDesc(num_tensors, shape, DataType[data_type], Placement.HOST)
+        keys = [CacheKey(0, req_id) for req_id in req_ids]
+        if allocates:
+            return self.manager.allocate_cache(desc, keys).cache_id
+        arrays = [np.zeros(desc.size, np.uint8) for _ in range(num_tensors)]
+        return self.manager.register_cache(desc, list(arrays), keys).cache_id
+
+    def addresses(self, cache_id: int) -> list[int]:
+        return self.manager.cache(cache_id).tensor_addrs
 
     def deallocate(self, cache_id: int) -> None:
         self.manager.unregister_cache(cache_id)
@@ -86,6 +100,14 @@ class ChildPeer:
 
     def register(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
         return int(self._call("register", num_tensors, shape, data_type, model_id))
+
+    def rows(
+        self, num_tensors: int, shape: tuple[int, ...], data_type: str, req_ids: list[int], allocates: bool
+    ) -> int:
+        return int(self._call("rows", num_tensors, shape, data_type, req_ids, allocates))
+
+    def addresses(self, cache_id: int) -> list[int]:
+        return list(self._call("addresses", cache_id))
 
     def deallocate(self, cache_id: int) -> None:
         self._call("deallocate", cache_id)

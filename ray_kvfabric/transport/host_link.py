@@ -115,7 +115,10 @@ class HostLink(Link):
         while True:
             cell = self._page.begin(index, info.slot, info.generation, self._pidfd)
             if cell >= 0:
-                return cell
+                if index == self._index:
+                    return cell
+                self._page.leave(index, cell)  # closed meanwhile: the link may be another's
+                raise StaleRoute(f"{self!r} was closed")
             if cell != shared_page.BUSY:
                 raise self._closed_error(cell, remote)
             now = time.monotonic_ns()

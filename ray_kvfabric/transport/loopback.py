@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import ParamInvalid, StaleRoute
 from ray_kvfabric.memory.copy import RegionTable
+from ray_kvfabric.memory.foreign import unmapped
+from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
@@ -15,7 +18,21 @@ class LoopbackLink(HostLink):
     transport = "loopback"
 
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
-        return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
+        """The cache at its own addresses: its memory stays mapped while this is used, whoever frees it meanwhile."""
+        memories = [HostMemory.of_this_process(segment.inode) for segment in cache.segments]
+        if None in memories:
+            raise StaleRoute(f"cache {cache.cache_id} of {self.peer} was freed before it was opened here")
+        if not memories:
+            self._check_mapped(cache)
+        return RemoteCache(cache, self.local.copier.RegionTable(cache.regions, owner=memories))
+
+    def _check_mapped(self, cache: CacheInfo) -> None:
+        hole = unmapped([(region.base, region.extent) for region in cache.regions])
+        if hole is not None:
+            raise ParamInvalid(
+                f"cache {cache.cache_id} of {self.peer} has a tensor at address {hole[0]:#x}, of which this process "
+                f"has not {hole[1]} bytes mapped readable and writable"
+            )
 
     def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
         span = plan.span

@@ -76,6 +76,12 @@ def test_what_is_not_here_is_an_import_error(llm_datadist: ModuleType, name: str
         reach(llm_datadist, name)
 
 
+@pytest.mark.parametrize("name", compatibility.INTERNALS)
+def test_what_is_not_here_is_not_found(llm_datadist: ModuleType, name: str) -> None:
+    with pytest.raises(AttributeError):
+        reach(llm_datadist, name)
+
+
 @pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda each: each.name)
 def test_a_deviation_shows_in_names_that_are_listed(deviation: Any) -> None:
     assert set(deviation.names) - SHOWN == set()

@@ -173,6 +173,17 @@ class TestToACache:
             codes = results(near, source, [keyed(range(1), key=row(target))], None, onto, size)
         assert codes == [LLMStatusCode.LLM_PARAM_INVALID]
 
+    def test_blocks_are_for_a_blocks_cache(self, ends: Ends) -> None:
+        near, far = linked(ends)
+        target = rows_at(far, 2, **DEVICE)
+        config = keyed(range(1), key=row(target))
+        with stays(target):
+            assert results(near, blocks_at(near, 1, None, **DEVICE), [config], [0], [0]) == [
+                LLMStatusCode.LLM_PARAM_INVALID
+            ]
+            rows = rows_at(near, 1, shape=(8, 32), **DEVICE)
+            assert results(near, rows, [config], None, [0], 16) == [LLMStatusCode.LLM_PARAM_INVALID]
+
     def test_keys_are_not_used_up(self, ends: Ends) -> None:
         near, far = linked(ends)
         source, target = rows_at(near, 1, **DEVICE), rows_at(far, 2, req_ids=[0], **DEVICE)
@@ -215,6 +226,47 @@ class TestToAddresses:
             expected[:, 0, :4] = given[:, 2, 16:]
             config = addressed(target, range(1), range(2, 3), row=2)
             assert results(near, source, [config], None, [5, 3, 0], 8) == [OK]
+
+    def test_a_short_last_piece_may_end_with_the_cache(self, pair: tuple[Any, Any]) -> None:
+        near, far = pair
+        source, target = rows_at(near, 1, shape=(4, 20), num_tensors=2), rows_at(far, 2, shape=(4, 20), num_tensors=2)
+        with moves(target) as expected:
+            expected[:, 3] = content(source)[:, 2]
+            addrs = [address + 60 for address in target.tensor_addrs]
+            assert results(near, source, [TransferConfig(FAR, addrs, None, 2)], None, [0, 1, 2], 8) == [OK]
+        with stays(target):
+            codes = results(near, source, [TransferConfig(FAR, addrs, None, 2)], None, [0, 2, 1], 8)
+        assert codes == [LLMStatusCode.LLM_PARAM_INVALID]  # a whole piece would go beyond it
+
+    @pytest.mark.parametrize(
+        ("cluster_id", "row_index", "blocks", "code"),
+        [
+            (99, 0, (), "LLM_NOT_YET_LINK"),
+            (FAR, 8, (), INVALID),
+            (FAR, 0, ([0], [0]), INVALID),
+            (FAR, 0, (None, [0, 1, 2], 8), INVALID),
+            (FAR, 0, (None, [0], 8 * 16), INVALID),
+        ],
+        ids=["no link", "no such row", "rows are no blocks", "too few pieces", "a whole tensor"],
+    )
+    def test_what_does_not_fit(
+        self, pair: tuple[Any, Any], cluster_id: int, row_index: int, blocks: Any, code: str
+    ) -> None:
+        near, far = pair
+        source, target = rows_at(near, 1, num_tensors=2), rows_at(far, 2, num_tensors=2)
+        config = TransferConfig(cluster_id, target.tensor_addrs, None, row_index)
+        with stays(target):
+            assert results(near, source, [config], *blocks) == [LLMStatusCode[code]]
+
+    def test_a_blocks_cache_is_cut_into_its_own_blocks(self, pair: tuple[Any, Any]) -> None:
+        near, far = pair
+        source, target = blocks_at(near, 1, None, num_tensors=2), blocks_at(far, 2, num_tensors=2)
+        config = TransferConfig(FAR, target.tensor_addrs)
+        with moves(target, source) as expected:
+            expected[:, [5, 2]] = content(source)[:, [0, 1]]
+            assert results(near, source, [config], None, [5, 2], 16) == [OK]
+        with stays(target):
+            assert results(near, source, [config], None, [5], 8) == [LLMStatusCode.LLM_PARAM_INVALID]
 
     def test_a_layer_s_two_addresses_are_independent(self, pair: tuple[Any, Any]) -> None:
         near, far = pair
@@ -323,13 +375,15 @@ class TestResults:
         [
             (lambda: False, "LLM_PARAM_INVALID"),
             (lambda: None, "LLM_PARAM_INVALID"),
+            (lambda: 0, "LLM_PARAM_INVALID"),
+            (lambda: "", "LLM_PARAM_INVALID"),
             (lambda: 1 / 0, "LLM_FAILED"),
             (lambda: raise_(TimeoutError("not computed in time")), "LLM_TIMEOUT"),
             (lambda: raise_(TransferTimeout("not computed in time")), "LLM_TIMEOUT"),
             (lambda: raise_(LLMException("without a code")), "LLM_FAILED"),
             (lambda: raise_(SystemExit(0)), "LLM_FAILED"),
         ],
-        ids=["false", "None", "an error", "out of time", "our timeout", "no code", "SystemExit"],
+        ids=["false", "None", "0", "empty", "an error", "out of time", "our timeout", "no code", "SystemExit"],
     )
     def test_a_layer_that_is_not_computed_is_no_success(
         self, ends: Ends, answer: Callable[[], object], code: str
@@ -372,6 +426,7 @@ class TestResults:
             (keyed(range(1), range(3, 4)), ([0], [0]), INVALID),
             (keyed(range(1)), ([8], [0]), INVALID),
             (keyed(range(1)), ([0], [8]), INVALID),
+            (keyed(range(1)), ([2**64 - 1], [0]), INVALID),
             (keyed(range(1), key=CacheKeyByIdAndIndex(FAR, 1, 1)), (), INVALID),
             (keyed(range(1), key=CacheKeyByIdAndIndex(FAR, -1)), (), "LLM_FAILED"),
             (keyed(range(1), key=CacheKeyByIdAndIndex(FAR, 1), row=1), (), INVALID),
@@ -382,6 +437,7 @@ class TestResults:
             "no such layer",
             "no such source block",
             "no such target block",
+            "the largest uint64",
             "no such target row",
             "no id",
             "no such source row",

@@ -7,9 +7,22 @@ from typing import Any
 import pytest
 
 from ray_kvfabric import BlocksCacheKey, CacheKey
+from ray_kvfabric.integrations.llm_datadist import _options
 from tests.contract.conftest import deviates, invalid
-from tests.contract.moves import FAR, KEY, NEAR, blocks_at, fails, moves, row, rows_at, stays
-from tests.contract.world import Ends, content
+from tests.contract.moves import (
+    FAR,
+    KEY,
+    NEAR,
+    addresses,
+    blocks_at,
+    fails,
+    memory_of,
+    moves,
+    row,
+    rows_at,
+    stays,
+)
+from tests.contract.world import Ends, content, describe
 
 
 def pair(ends: Ends, *, one_sided: bool = False, near_pool: bool = True, far_pool: bool = True) -> tuple[Any, Any]:
@@ -32,6 +45,45 @@ def test_they_meet_with_pools_on_both_sides(ends: Ends, placements: tuple[str, s
         else:
             expected[:, 0] = content(source)[:, 0]
             near.pull_cache(row(source), target)
+
+
+@pytest.mark.parametrize("placements", [("DEVICE", "HOST"), ("HOST", "DEVICE"), ("HOST", "HOST")])
+@pytest.mark.parametrize("kind", ["blocks", "rows"])
+def test_a_push_asks_for_no_pool_of_the_other_placement(ends: Ends, placements: tuple[str, str], kind: str) -> None:
+    here, there = placements
+    near, far = pair(ends, one_sided=True, near_pool=here == "DEVICE", far_pool=there == "DEVICE")
+    make = blocks_at if kind == "blocks" else rows_at
+    source, target = make(near, 1, placement=here), make(far, 2, placement=there)
+    with moves(target, source) as expected:
+        if kind == "blocks":
+            expected[:, 1] = content(source)[:, 0]
+            near.push_blocks(KEY, source, [0], [1])
+        else:
+            expected[:, 3] = content(source)[:, 0]
+            near.push_cache(row(target, 3), source)
+
+
+@pytest.mark.parametrize("is_push", [True, False])
+def test_a_peer_s_device_memory_is_not_reached_without_a_device(ends: Ends, is_push: bool) -> None:
+    assert deviates("device_caches_need_a_device")
+    _options.choose(_options.Options())
+    near, far = pair(ends, one_sided=True, near_pool=False, far_pool=False)
+    kept = memory_of(describe())
+    far.register_blocks_cache(describe(), addresses(kept), BlocksCacheKey(0))
+    local = blocks_at(near, 1, None, placement="HOST")
+    with stays(local), fails("LLM_LINK_FAILED"):
+        (near.push_blocks if is_push else near.pull_blocks)(KEY, local, [0], [0])
+
+
+def test_request_mode_serves_blocks_that_are_not_remote_accessible(ends: Ends) -> None:
+    near, far = pair(ends)
+    kept = memory_of(describe())
+    source = far.register_blocks_cache(describe(), addresses(kept), BlocksCacheKey(0), False)
+    target = near.register_blocks_cache(describe(), addresses(memory := memory_of(describe(), 2)), None, False)
+    with moves(target, source) as expected:
+        expected[:, 1] = content(source)[:, 0]
+        near.pull_blocks(KEY, target, [0], [1])
+    assert memory
 
 
 def test_two_hosts_do_not_meet(ends: Ends) -> None:

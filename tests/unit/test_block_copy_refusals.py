@@ -65,7 +65,7 @@ def test_a_table_forgets_its_regions_or_its_owner(kernel: Any) -> None:
     assert gone() is None
 
 
-@pytest.mark.parametrize("value", [-1, 2**63, -(2**70), *NOT_INTS, np.bool_(True)], ids=repr)
+@pytest.mark.parametrize("value", [-1, 2**64, -(2**70), *NOT_INTS, np.bool_(True)], ids=repr)
 def test_a_bad_index_gets_into_a_list(value: Any) -> None:
     text = every_text(lambda kernel: kernel.BlockList([0, 1, value], "dst_blocks"), TypeError)
     assert text.startswith("dst_blocks[2] must be ")

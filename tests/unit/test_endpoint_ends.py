@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -165,3 +168,77 @@ def test_a_device_cache_that_is_pushed_from_without_a_device_is_refused(two: Two
     with pytest.raises(LLMException, match="device memory") as caught:
         two.source.push_blocks(KEY, source, [0], [0], tensor_num_per_layer=1)
     assert caught.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+
+
+FREEING = """
+import sys, threading
+from ray_kvfabric import BlocksCacheKey, CacheDesc, CacheManager, DataType, LLMException, Placement
+from ray_kvfabric.config import EndpointSettings
+from ray_kvfabric.testing.directory import DictDirectory
+
+verb, end = sys.argv[1:]
+directory = DictDirectory()
+settings = EndpointSettings.model_validate({"mem_pool": {"memory_size": "512MiB"}, "sync_kv_timeout_ms": 20000})
+near, far = (CacheManager(each, directory=directory, settings=settings) for each in (1, 2))
+desc = CacheDesc(2, [64, 1 << 20], DataType.DT_INT8, Placement.HOST)
+local, there = near.allocate_blocks_cache(desc), far.allocate_blocks_cache(desc, BlocksCacheKey(2))
+every, told, begun = list(range(64)), [], threading.Event()
+
+def move():
+    for _ in range(20):
+        try:
+            getattr(near, verb)(BlocksCacheKey(2), local, every, every)
+        except LLMException as error:
+            told.append(error.status_code.name)
+            return
+        finally:
+            begun.set()
+
+thread = threading.Thread(target=move)
+thread.start()
+begun.wait(20)
+far.close() if end == "close" else far.deallocate_blocks_cache(there)
+thread.join(30)
+print(told)
+"""
+
+
+@pytest.mark.parametrize("verb", ["push_blocks", "pull_blocks"])
+@pytest.mark.parametrize(("end", "codes"), [("free", ["LLM_KV_CACHE_NOT_EXIST"]), ("close", ["LLM_NOT_YET_LINK"])])
+def test_a_cache_that_is_freed_under_a_transfer_of_the_same_process(verb: str, end: str, codes: list[str]) -> None:
+    """In a process of its own: it is about whether that survives."""
+    done = subprocess.run(
+        [sys.executable, "-c", FREEING, verb, end], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = ast.literal_eval(done.stdout)
+    assert told in ([codes[0]], ["LLM_KV_CACHE_NOT_EXIST"])
+
+
+def test_a_push_that_meets_the_end_of_its_link_finds_it_stale_and_leaves_its_cell(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the link's place before the end took it away: the place may be another's by now."""
+    two.target.allocate_blocks_cache(desc(), KEY)
+    cache = two.source.allocate_blocks_cache(desc())
+    two.source.push_blocks(KEY, cache, [0], [0])
+    (link,) = two.source._links.links()
+    page = link._page
+    monkeypatch.setattr(link, "_page", Closing(page, lambda: two.source._links._close_dead(link)))
+    two.source.push_blocks(KEY, cache, [0], [1])
+    (other,) = two.source._links.links()
+    assert other is not link
+    assert page.is_idle(0)
+
+
+class Closing(Page):
+    """The shared page of a link that ends just before a transfer enters."""
+
+    def __init__(self, page: Any, end: Any) -> None:
+        super().__init__(page, [])
+        self._ends = [end]
+
+    def begin(self, *arguments: Any) -> int:
+        if self._ends:
+            self._ends.pop()()
+        return self._page.begin(*arguments)

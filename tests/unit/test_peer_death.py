@@ -133,7 +133,7 @@ def test_registered_memory_is_not_given_back_under_a_stopped_writer(pair: Pair) 
     link = page.claim_link(123, victim.pid)
     cell = page.begin(link, info.slot, info.generation, -1)
     assert cell >= 0
-    with pytest.raises(TransferTimeout, match="still being written"):
+    with pytest.raises(TransferTimeout, match="still being used"):
         local.deallocate(cache_id)
     victim.kill()
     local.close()

@@ -212,6 +212,8 @@ interface ("v2"). A word under *differs* is explained [below](#differences). How
 `kvfabric run`, then `import llm_datadist`.
 """
 _V1_TEXT = "of the older engine's package `llm_datadist_v1`, where it is looked up; ImportError without that"
+INTERNALS = ("v2.llm_utils.TransferCacheJob", "v2.llm_utils.TransferCacheParameters")
+_INTERNALS_TEXT = "how LLM-DataDist's own transfer_cache_async works inside; no program can use it by itself"
 # What our objects have besides; none of it changes what a program written for LLM-DataDist sees.
 ADDITIONS: dict[str, tuple[str, ...]] = {
     "BlocksCacheKey": ("way",),
@@ -253,6 +255,8 @@ def _others() -> Iterator[str]:
         yield _row(f"`{name}`{listed}", name)
     for name in V1:
         yield f"| `{name}` | no | {_V1_TEXT} |\n"
+    for name in INTERNALS:
+        yield f"| `{name}` | no | {_INTERNALS_TEXT} |\n"
 
 
 def _additions() -> Iterator[str]:

@@ -98,7 +98,10 @@ DEVIATIONS = (
         where="both",
         contract="3.1",
         names=(),
-        reference="an engine's failure is text with the method's tag in brackets and the code's name first",
+        reference=(
+            "an engine's failure is text with the method's tag in brackets and the code's name first; argument checks "
+            "have texts of their own"
+        ),
         ours="the text says which field of which side did not fit; the code is in status_code",
         why="who reads it can mend it",
     ),
@@ -188,6 +191,27 @@ DEVIATIONS = (
         reference="whether the tensors divide into layers is looked at after the link and the peer's cache",
         ours="before: the peer is not needed for it",
         why=_EARLY,
+    ),
+    Deviation(
+        name="pulls_side_by_side",
+        where="both",
+        contract="10.4",
+        names=(*_PUSHES, *_PULLS, *_LAYERS),
+        reference="transfers over one link wait for each other, and pushes of one process too",
+        ours="they run side by side; two pulls that begin before the first has used up their key both succeed",
+        why="nothing is gained by waiting",
+    ),
+    Deviation(
+        name="local_checks_with_the_peer_s",
+        where="both",
+        contract="12.4",
+        names=(*_PUSHES, *_PULLS),
+        reference=(
+            "rows, pools and remote_accessible of the local cache are looked at before the peer's cache, rows of a "
+            "pull before the link; a freed local cache before the ranges"
+        ),
+        ours="together with the peer's cache, once that was found; ranges first",
+        why="whatever is wrong, the call is refused with the code for it",
     ),
     Deviation(
         name="no_staging",
@@ -283,12 +307,15 @@ DEVIATIONS = (
         name="limit_of_the_whole_call",
         where="both",
         contract="10.6",
-        names=(*_PUSHES, *_LAYERS, "LlmConfig.sync_kv_timeout"),
+        names=(*_PUSHES, *_PULLS, *_LAYERS, "LlmConfig.sync_kv_timeout"),
         reference=(
-            "sync_kv_timeout bounds each layer of a push; looking the cache up and waiting for other calls does "
-            "not count"
+            "sync_kv_timeout bounds each layer of a push, and a pull with 500 ms more from device to host; looking "
+            "the cache up and waiting for other calls does not count"
         ),
-        ours="it bounds the whole push, with everything in it; of transfer_cache_async each layer",
+        ours=(
+            "it bounds the whole push or pull, with everything in it, and of transfer_cache_async each layer; only "
+            "telling the owner that its key is used up, when the bytes are here, may take longer"
+        ),
         why="a caller's time limit should hold",
     ),
     Deviation(
@@ -612,7 +639,8 @@ DEVIATIONS = (
         names=(*_ALLOCATES, *_COPIES, *_PUSHES, *_PULLS, *_LAYERS, "Placement"),
         reference="DEVICE memory is the NPU's",
         ours=(
-            "without a device, allocating, copying and transferring DEVICE caches is LLM_PARAM_INVALID; "
+            "without a device, allocating, copying and transferring DEVICE caches is LLM_PARAM_INVALID, and "
+            "reaching a peer's is LLM_LINK_FAILED; "
             "emulated_device='host' lets them lie in host memory"
         ),
         why="no transport of this version reaches device memory",

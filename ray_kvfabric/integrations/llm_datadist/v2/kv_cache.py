@@ -74,7 +74,7 @@ def _per_device(addrs: Sequence[int | list[int]]) -> list[list[int]]:
     if not of_devices:
         return [[each for each in addrs if not isinstance(each, list)]]
     if len(of_devices) != len(addrs):
-        raise TypeError("addrs mixes lists with single addresses")
+        raise ParamInvalid("the type of the internal element of addrs should be consistent")
     if len({len(each) for each in of_devices}) != 1:
         raise ParamInvalid(f"addrs has lists of unequal lengths {[len(each) for each in of_devices]}")
     return of_devices
