@@ -10,7 +10,6 @@ import ctypes
 import fcntl
 import mmap
 import os
-from weakref import WeakValueDictionary
 
 from ray_kvfabric.errors import LinkFailed, OutOfMemory, PeerLost
 
@@ -20,7 +19,7 @@ MADV_POPULATE_WRITE = 23  # Linux 5.14; absent from the mmap module
 class HostMemory:
     """`nbytes` bytes at `address`, mapped while this object or a view of it lives."""
 
-    __slots__ = ("__weakref__", "_map", "address", "fd", "inode", "nbytes")
+    __slots__ = ("_map", "address", "fd", "inode", "nbytes")
 
     def __init__(self, fd: int, mapping: mmap.mmap, *, keep_fd: bool) -> None:
         self._map = mapping
@@ -48,13 +47,7 @@ class HostMemory:
         except BaseException:
             os.close(fd)
             raise
-        created = _created[os.fstat(fd).st_ino] = cls(fd, mapping, keep_fd=True)
-        return created
-
-    @classmethod
-    def of_this_process(cls, inode: int) -> HostMemory | None:
-        """What `create` made here and somebody still uses."""
-        return _created.get(inode)
+        return cls(fd, mapping, keep_fd=True)
 
     @classmethod
     def open_peer(cls, pid: int, fd: int, inode: int, *, touch: bool = True) -> HostMemory:
@@ -90,9 +83,6 @@ class HostMemory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-_created: WeakValueDictionary[int, HostMemory] = WeakValueDictionary()  # by inode
 
 
 def available_nbytes() -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import ParamInvalid, StaleRoute
+from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.memory.foreign import unmapped
-from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
@@ -18,13 +17,10 @@ class LoopbackLink(HostLink):
     transport = "loopback"
 
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
-        """The cache at its own addresses: its memory stays mapped while this is used, whoever frees it meanwhile."""
-        memories = [HostMemory.of_this_process(segment.inode) for segment in cache.segments]
-        if None in memories:
-            raise StaleRoute(f"cache {cache.cache_id} of {self.peer} was freed before it was opened here")
-        if not memories:
+        """The cache at its own addresses; its owner does not free it while a transfer is inside."""
+        if not cache.segments:
             self._check_mapped(cache)
-        return RemoteCache(cache, self.local.copier.RegionTable(cache.regions, owner=memories))
+        return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
 
     def _check_mapped(self, cache: CacheInfo) -> None:
         hole = unmapped([(region.base, region.extent) for region in cache.regions])
