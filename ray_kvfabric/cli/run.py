@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from ray_kvfabric.errors import NotLinked
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as for python -m.")
+@click.option("--fabric", default="llm_datadist", show_default=True, help="Programs of another name do not meet.")
 @click.option("--emulated-device", type=click.Choice(["host"]), help="Device caches lie in host memory.")
 @click.option("--absent-peers", type=click.Choice(["loopback"]), help="A cluster that nobody runs is a mirror of one.")
 @click.option("--replace", is_flag=True, help="Take the place of an installed llm_datadist too.")
@@ -31,6 +33,7 @@ def run(
     script: str,
     arguments: tuple[str, ...],
     is_module: bool,
+    fabric: str,
     emulated_device: str | None,
     absent_peers: str | None,
     replace: bool,
@@ -45,7 +48,7 @@ def run(
     program = Program(script, arguments, is_module)
     program.enter()
     _enter_cluster(address, runtime_dir)
-    _install(replace=replace, absent_peers=absent_peers, emulated_device=emulated_device)
+    _install(replace, fabric=fabric, absent_peers=absent_peers, emulated_device=emulated_device)
     program.run()
 
 
@@ -69,8 +72,8 @@ def _check(address: str) -> None:
         raise NotLinked(f"no Ray cluster runs at {address} ({error})") from None
 
 
-def _install(*, replace: bool, absent_peers: str | None, emulated_device: str | None) -> None:
+def _install(replace: bool, **options: Any) -> None:
     from ray_kvfabric.integrations import llm_datadist  # looks for a real one where the program would find it
 
-    if not llm_datadist.install(replace=replace, absent_peers=absent_peers, emulated_device=emulated_device):
+    if not llm_datadist.install(replace=replace, **options):
         click.echo("kvfabric: an llm_datadist is installed here and stays; --replace takes its place", err=True)

@@ -188,10 +188,13 @@ class TestInstall:
         assert [name for name in sys.modules if name.split(".")[0] == "llm_datadist"] == []
         assert _options.current() == _options.Options()
 
-    @pytest.mark.parametrize("argument", ["absent_peers", "emulated_device"])
-    def test_an_unknown_option_is_named_and_changes_nothing(self, argument: str) -> None:
+    @pytest.mark.parametrize(
+        ("argument", "value"),
+        [("absent_peers", "yes"), ("emulated_device", "yes"), ("fabric", ""), ("fabric", "a:b"), ("fabric", None)],
+    )
+    def test_an_unknown_option_is_named_and_changes_nothing(self, argument: str, value: Any) -> None:
         with pytest.raises(ConfigError, match=argument):
-            install(**{argument: "yes"})
+            install(**{argument: value})
         assert "llm_datadist" not in sys.modules
         assert _options.current() == _options.Options()
 

@@ -93,6 +93,49 @@ def test_bytes_that_one_program_sends_have_the_same_checksum_in_the_other(
     assert sorted(printed.splitlines()) == sorted(lines)
 
 
+BESIDE_OTHERS = """
+import sys
+from llm_datadist import LLMDataDist, LLMRole
+
+datadist = LLMDataDist(LLMRole.MIX, 41)
+datadist.init({"llm.EnableCacheManager": "1", "llm.listenIpInfo": "127.0.0.1:26000"})
+print("in", flush=True)
+sys.stdin.read()
+datadist.finalize()
+"""
+
+
+def test_programs_of_two_fabrics_do_not_meet_and_those_of_one_do(ray_cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(BESIDE_OTHERS)
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [KVFABRIC, "run", *options, tmp_path / "program.py"],
+            env={**os.environ, "RAY_ADDRESS": ray_cluster},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    programs = [start(), start("--fabric", "another")]
+    try:
+        for each in programs:
+            assert each.stdout is not None
+            assert each.stdout.readline() == "in\n"
+        third = start("--fabric", "another")
+        programs.append(third)
+        _, told = third.communicate("", timeout=LIMIT_S)
+        assert third.returncode == 1
+        assert "ClusterIdTaken: cluster_id 41 belongs to the live endpoint" in told
+        assert [each.communicate("", timeout=LIMIT_S) for each in programs[:2]] == [("", ""), ("", "")]
+    finally:
+        for each in programs:
+            each.kill()
+            each.wait()
+    assert [each.returncode for each in programs] == [0, 0, 1]
+
+
 OUTLIVES_RAY = """
 import ray
 from ray_kvfabric.integrations.llm_datadist import LLMDataDist, LLMRole

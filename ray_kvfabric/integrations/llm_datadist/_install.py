@@ -37,13 +37,20 @@ class _Alias(MetaPathFinder, Loader):
 _alias = _Alias()
 
 
-def install(*, replace: bool = False, absent_peers: str | None = None, emulated_device: str | None = None) -> bool:
+def install(
+    *,
+    replace: bool = False,
+    fabric: str = "llm_datadist",
+    absent_peers: str | None = None,
+    emulated_device: str | None = None,
+) -> bool:
     """True when `import llm_datadist` is this package from now on, in this process.
 
     A real llm_datadist, imported or importable, stays unless `replace`: the answer is then False and nothing
-    changed. Calling again replaces the options. Raises ConfigError for an option that is unknown.
+    changed. Programs meet in the Ray cluster's fabric of that name. Calling again replaces the options. Raises
+    ConfigError for an option that is unknown.
     """
-    options = _options.Options(absent_peers=absent_peers, emulated_device=emulated_device)
+    options = _options.Options(fabric=fabric, absent_peers=absent_peers, emulated_device=emulated_device)
     if _alias not in sys.meta_path:
         if not replace and _is_real_present():
             return False

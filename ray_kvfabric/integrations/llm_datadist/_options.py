@@ -9,16 +9,20 @@ from ray_kvfabric.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Testing aids, all off by default.
+    """The fabric that all programs of a Ray cluster share by default, and testing aids, off by default.
 
+    fabric                   programs of other fabrics do not meet, and may use the same cluster_ids
     absent_peers="loopback"  a cluster that does not exist is a mirror of oneself (contract section 18)
     emulated_device="host"   DEVICE caches lie in host memory
     """
 
+    fabric: str = "llm_datadist"
     absent_peers: str | None = None
     emulated_device: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fabric, str) or not self.fabric or ":" in self.fabric:
+            raise ConfigError(f"fabric must be a name without ':', got {self.fabric!r}")
         _check_choice("absent_peers", self.absent_peers, "loopback")
         _check_choice("emulated_device", self.emulated_device, "host")
 

@@ -7,9 +7,8 @@ from typing import Protocol
 
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import NAMESPACE, EndpointSettings, FabricConfig
-from ray_kvfabric.errors import NotLinked
-
-FABRIC = "llm_datadist"
+from ray_kvfabric.errors import LLMException, LLMStatusCode, NotLinked
+from ray_kvfabric.integrations.llm_datadist import _options
 
 
 class Seat(Protocol):
@@ -26,7 +25,7 @@ class World(Protocol):
 
 
 class RayWorld:
-    """A detached fabric of one well-known name: it starts with its first member and ends with its last."""
+    """A detached fabric of the name that `install` was given; it starts with its first member, ends with its last."""
 
     def join(self, cluster_id: int, settings: EndpointSettings, role: str) -> Seat:
         _ensure_ray()
@@ -41,14 +40,22 @@ def _ensure_ray() -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(namespace=NAMESPACE, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            ray.init(namespace=NAMESPACE, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        except ConnectionError as error:
+            raise LLMException(
+                f"Ray could not be joined: {error}. A cluster of `ray start` wants a token from who names its address: "
+                "set RAY_AUTH_MODE=token",
+                status_code=LLMStatusCode.LLM_FAILED,
+            ) from error
 
 
 class _RaySeat:
     def __init__(self, cluster_id: int, settings: EndpointSettings, role: str) -> None:
         from ray_kvfabric.fabric import Fabric
 
-        self._fabric = Fabric.connect(FABRIC, config=FabricConfig(name=FABRIC, lifetime="detached"))
+        name = _options.current().fabric
+        self._fabric = Fabric.connect(name, config=FabricConfig(name=name, lifetime="detached"))
         try:
             self.manager = self._fabric.join(cluster_id, settings=settings, role=role)
         except BaseException:
