@@ -1,6 +1,7 @@
 # Each target does its own set-up: a virtual environment in .venv, nothing outside this tree.
 #   make demo     the main job: prefill and decode split over two Ray actors
 #   make test     the tests
+#   make test-slow  those that take more than ten seconds each
 #   make bench    what a push costs on this machine
 #   make lint     format, types, imports, spelling
 #   make stress   the long tests
@@ -11,7 +12,7 @@ NATIVE := $(wildcard native_ext/*.c native_ext/*.h native_ext/*.pyx)
 SELF_TEST := native_ext/self_test.c $(filter-out native_ext/self_test.c native_ext/page.c,$(wildcard native_ext/*.c))
 C_FLAGS := -std=c11 -Wall -Wextra -Wno-unused-parameter -pthread -Inative_ext
 
-.PHONY: demo test bench lint stress test-native-c test-aarch64 clean
+.PHONY: demo test test-slow bench lint stress test-native-c test-aarch64 clean
 
 demo: $(VENV)/.core
 	$(BIN)/kvfabric demo
@@ -21,7 +22,10 @@ bench: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/contract
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest -m "not slow" tests/integration
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow tests/integration
 
 stress: $(VENV)/.test
 	$(BIN)/python -m pytest tests/stress
