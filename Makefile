@@ -64,7 +64,7 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml setup.py $(NATIVE)
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml setup.py $(NATIVE)
 	@echo "== installing ray-kvfabric and what its tests need (torch and transformers among them: a few minutes)"
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,lint]'
 	@touch $@ $(VENV)/.core
 
 clean:

@@ -10,7 +10,7 @@ import pytest
 
 from ray_kvfabric import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from ray_kvfabric.errors import LLMException, LLMStatusCode
-from ray_kvfabric.integrations.llm_datadist import _options
+from ray_kvfabric.integrations.llm_datadist import _limits, _options
 from ray_kvfabric.integrations.llm_datadist._engine_options import parse_options
 from ray_kvfabric.transport import _shared_page as shared_page
 from tests.contract.conftest import deviates, invalid, refused
@@ -19,7 +19,8 @@ from tests.contract.moves import answers
 from tests.contract.world import Ends, MemoryWorld, describe, memory_world
 
 UNSET = 2**64 - 1
-TABLE_TENSORS = 131_061  # 24 + 64 + 8 * this is 1 MiB
+FULL_TABLE_TENSORS = 131_061  # 24 + 64 + 8 * this is 1 MiB
+TABLE_TENSORS = 1013  # and this 8 KiB
 ENTRY = 8  # a cache without its tensors takes the room of eight
 KEY = BlocksCacheKey(2)
 ROW = CacheKeyByIdAndIndex(2, 1)
@@ -153,8 +154,19 @@ def test_a_transfer_has_a_second_where_nothing_else_was_said() -> None:
     assert parse_options({}).settings.sync_kv_timeout_ms == 1000
 
 
+def test_the_table_has_1_mib(cast: Instances) -> None:
+    made = cast.open()
+    with invalid("table"):
+        register(made, FULL_TABLE_TENSORS + 1)
+    register(made, FULL_TABLE_TENSORS)
+
+
 class TestTable:
-    """One-sided mode: 24 + sum(64 + 8 tensors) + 24 keys <= 1 MiB."""
+    """One-sided mode: 24 + sum(64 + 8 tensors) + 24 keys <= 1 MiB; a smaller one here."""
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_limits, "TABLE_NBYTES", 1 << 13)
 
     def test_a_cache_that_fills_it_leaves_no_room(self, cast: Instances) -> None:
         made = cast.open()
@@ -238,8 +250,7 @@ class TestTable:
         assert deviates("no_table_no_messages").where == "native"
         ends = Ends("native", world)
         manager = ends.open(1).manager
-        for _ in range(2):
-            manager.register_cache(describe(TABLE_TENSORS, (1,)), [1] * TABLE_TENSORS)
+        manager.register_cache(describe(FULL_TABLE_TENSORS + 1, (1,)), [1] * (FULL_TABLE_TENSORS + 1))
         ends.close()
 
 
