@@ -44,8 +44,8 @@ typedef struct {
 _Static_assert(sizeof(kvf_record) == 128, "a record is two cache lines");
 
 typedef struct {
-    _Atomic uint64_t owner; /* the writer's incarnation; 0: free */
-    _Atomic int64_t pid;
+    _Atomic uint64_t owner; /* the writer's incarnation; 0: nobody writes */
+    _Atomic int64_t pid;    /* the writer's process; 0: free. Whoever swaps it has claimed the link */
     _Atomic uint64_t posted; /* sequence of the newest record */
     unsigned char pad[40];
     _Atomic uint64_t cells[KVF_CELLS]; /* slot + 1 of what is being written; 0: nothing */

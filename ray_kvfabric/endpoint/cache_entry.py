@@ -13,9 +13,8 @@ from ray_kvfabric.cache.keys import CacheKey
 from ray_kvfabric.cache.layout import Region, regions_of
 from ray_kvfabric.cache.types import CacheDesc
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import RegionTable
-from ray_kvfabric.memory.foreign import Borrowed, unmapped
+from ray_kvfabric.memory.foreign import Borrowed, check_mapped
 from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.route import CacheInfo
 
@@ -74,16 +73,6 @@ class CacheEntry:
 def check_shape(desc: CacheDesc) -> None:
     """Raises LLMException (LLM_PARAM_INVALID) for a shape that no cache has. `num_tensors` may be any number yet."""
     regions_of(CacheDesc(1, desc.shape, desc.data_type), [1])
-
-
-def check_mapped(what: str, ranges: list[tuple[int, int]]) -> None:
-    """Raises LLMException (LLM_PARAM_INVALID) for (address, bytes) that this process cannot read and write."""
-    hole = unmapped(ranges)
-    if hole is not None:
-        raise ParamInvalid(
-            f"{what} lies at address {hole[0]:#x}, of which this process has not {hole[1]} bytes mapped readable and "
-            "writable"
-        )
 
 
 def tensor_opener(

@@ -122,7 +122,7 @@ class CacheVerbs(EndpointCore):
     def unregister_cache(self, cache_id: int) -> None:
         """Forgets a cache with its keys, registered or allocated; an unknown id is no error.
 
-        Returns when no peer writes into it any more. Raises TransferTimeout while one does not leave.
+        Returns when no transfer uses it any more, a peer's or this endpoint's. Raises TransferTimeout while one does.
         """
         check_int(cache_id, "int64", "cache_id")
         if cache_id not in self._caches.all_ids():

@@ -14,11 +14,11 @@ from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.layout import Region, regions_of, tensor_nbytes
 from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, check_mapped, check_shape, tensor_opener
+from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, check_shape, tensor_opener
 from ray_kvfabric.endpoint.key_index import bound_keys, keys_to_allocate, keys_to_register
 from ray_kvfabric.errors import CacheNotFound, LLMException, LLMStatusCode, ParamInvalid, TransferTimeout
 from ray_kvfabric.memory.copy import Copier
-from ray_kvfabric.memory.foreign import Borrowed, borrow
+from ray_kvfabric.memory.foreign import Borrowed, borrow, check_mapped
 from ray_kvfabric.memory.host_pool import HostPool
 from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.route import CacheInfo, RowKey, Segment
@@ -208,7 +208,7 @@ class CacheTable:
         """As `find_mapped`; the memory stays until `leave` of the entry was called with that number."""
         entry = self.find_mapped(cache_id)
         entry.inside.add(number)
-        if self._entries.get(cache_id) is not entry:  # fenced off in between: who waits there may not have seen us
+        if not self.holds(entry):  # fenced off in between: who waits there may not have seen us
             entry.leave(number)
             self.find(cache_id)
         return entry

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -42,7 +43,7 @@ NOTE_PULL = "note_pull"  # tells the owner of a row that tensors of it were pull
 Answerer = Callable[[dict[str, Any]], object]
 
 
-class EndpointCore:
+class EndpointCore(ABC):
     """Threads may share it; a forked child must make its own."""
 
     def __init__(
@@ -193,8 +194,9 @@ class EndpointCore:
             self.counters.add("pulls_not_told")
             logger.warning("%s was not told that row %d of its cache %d was pulled: %s", owner, row, cache_id, error)
 
+    @abstractmethod
     def _note_pull_here(self, arguments: dict[str, Any]) -> bool:
-        raise NotImplementedError
+        """A peer has pulled tensors of a row of this endpoint."""
 
     # ---- the end -----------------------------------------------------------------------------------
 
@@ -207,8 +209,8 @@ class EndpointCore:
         """Leaves the fabric: transfers are stopped, links closed, caches fenced off and freed. Idempotent.
 
         Every step is taken, whatever became of those before it; then the last error is raised, those before it in
-        its context: TransferTimeout when a live writer does not leave registered memory, or another thread does not
-        come back from opening a link.
+        its context: TransferTimeout when a live peer does not leave a cache, or another thread does not come back from
+        opening a link.
         """
         if self._is_closed:
             return

@@ -27,15 +27,8 @@ class LayerMoves:
         self._blocks = blocks
         self._rows = rows
 
-    def cluster_of(self, part: LayerPart) -> int:
-        config = self._order.configs[part.position]
-        return config.dst_cluster_id if isinstance(config, TransferConfig) else config.cache_key.cluster_id
-
-    def move(self, part: LayerPart) -> None:
-        """Returns when the layer has landed; raises what the job raises."""
-        self._job(part).run()
-
-    def _job(self, part: LayerPart) -> Job:
+    def job(self, part: LayerPart) -> Job:
+        """The layer's transfer, to be run; raises for what its arguments alone show to be wrong."""
         config = self._order.configs[part.position]
         if isinstance(config, TransferConfig):
             return self._to_addresses(part, config)

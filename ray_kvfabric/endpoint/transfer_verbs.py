@@ -228,8 +228,9 @@ class TransferVerbs(EndpointCore):
         moves = LayerMoves(order, self._requests, self._rows)
 
         def move(part: LayerPart) -> None:
-            with around(moves.cluster_of(part)):
-                moves.move(part)
+            job = moves.job(part)
+            with around(job.way_name[0]):
+                job.run()
 
         return run_layers(order, move)
 

@@ -102,10 +102,15 @@ def _is_contiguous(shape: list[int], strides: list[int]) -> bool:
     return True
 
 
-def unmapped(ranges: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """The first of these (address, nbytes) that this process has not mapped readable and writable."""
+def check_mapped(what: str, ranges: list[tuple[int, int]]) -> None:
+    """Raises LLMException (LLM_PARAM_INVALID) for (address, nbytes) that this process cannot read and write."""
     mapped = _writable_ranges()
-    return next((wanted for wanted in ranges if not _covered(wanted, mapped)), None)
+    for address, nbytes in ranges:
+        if not any(start <= address and address + nbytes <= stop for start, stop in mapped):
+            raise ParamInvalid(
+                f"{what} lies at address {address:#x}, of which this process has not {nbytes} bytes mapped readable "
+                "and writable"
+            )
 
 
 def _writable_ranges() -> list[tuple[int, int]]:
@@ -122,8 +127,3 @@ def _writable_ranges() -> list[tuple[int, int]]:
             else:
                 joined.append((start, stop))
     return joined
-
-
-def _covered(wanted: tuple[int, int], mapped: list[tuple[int, int]]) -> bool:
-    address, nbytes = wanted
-    return any(start <= address and address + nbytes <= stop for start, stop in mapped)

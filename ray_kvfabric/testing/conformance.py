@@ -66,10 +66,7 @@ class Pair:
 
     def source_cache(self, shape: tuple[int, ...] = SHAPE, tensors: int = TENSORS) -> Cache:
         """A new source cache of random bytes."""
-        cache = self.manager.cache(self.source.allocate(tensors, shape, "DT_INT8", None))
-        for tensor in range(tensors):
-            _flat(cache, tensor)[:] = np.frombuffer(secrets.token_bytes(_flat(cache, tensor).size), np.uint8)
-        return cache
+        return self._scrambled(self.source.allocate(tensors, shape, "DT_INT8", None))
 
     def target_rows(self, req_ids: list[int]) -> int:
         """A new continuous cache at the target, every byte 0xEE; `req_ids[i]` names row i."""
@@ -79,8 +76,11 @@ class Pair:
 
     def source_rows(self) -> Cache:
         """A new continuous cache of random bytes."""
-        cache = self.manager.cache(self.source.rows(TENSORS, SHAPE, "DT_INT8", [], True))
-        for tensor in range(TENSORS):
+        return self._scrambled(self.source.rows(TENSORS, SHAPE, "DT_INT8", [], True))
+
+    def _scrambled(self, cache_id: int) -> Cache:
+        cache = self.manager.cache(cache_id)
+        for tensor in range(cache.cache_desc.num_tensors):
             _flat(cache, tensor)[:] = np.frombuffer(secrets.token_bytes(_flat(cache, tensor).size), np.uint8)
         return cache
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import RegionTable
-from ray_kvfabric.memory.foreign import unmapped
+from ray_kvfabric.memory.foreign import check_mapped
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
@@ -19,16 +18,9 @@ class LoopbackLink(HostLink):
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         """The cache at its own addresses; its owner does not free it while a transfer is inside."""
         if not cache.segments:
-            self._check_mapped(cache)
+            what = f"a tensor of cache {cache.cache_id} of {self.peer}"
+            check_mapped(what, [(region.base, region.extent) for region in cache.regions])
         return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
-
-    def _check_mapped(self, cache: CacheInfo) -> None:
-        hole = unmapped([(region.base, region.extent) for region in cache.regions])
-        if hole is not None:
-            raise ParamInvalid(
-                f"cache {cache.cache_id} of {self.peer} has a tensor at address {hole[0]:#x}, of which this process "
-                f"has not {hole[1]} bytes mapped readable and writable"
-            )
 
     def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
         span = plan.span

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -53,12 +54,12 @@ def test_memory_is_given_back_after_the_transfers_of_its_own_endpoint(
         local = near.register_blocks_cache(describe(), addresses(memory), None, True)
         there = blocks_at(far, 2)
         verb = near.push_blocks if is_push else near.pull_blocks
-        call = lambda: verb(KEY, local, [0], [1])  # noqa: E731
+        call = partial(verb, KEY, local, [0], [1])
     else:
         local = near.register_cache(describe(), addresses(memory), (), True)
         there = rows_at(far, 2)
         verb = near.push_cache if is_push else near.pull_cache
-        call = lambda: verb(row(there, 1), local)  # noqa: E731
+        call = partial(verb, row(there, 1), local)
     hold = Hold(world)
     moving = Background(call)
     assert hold.came.wait(5)

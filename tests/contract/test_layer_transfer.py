@@ -34,7 +34,7 @@ INVALID = "LLM_PARAM_INVALID"
 OK = LLMStatusCode.LLM_SUCCESS
 LIMIT_MS = 20_000  # of every wait here; reached only when the code is wrong
 LAYERS = 3  # of the caches here: six tensors
-DEVICE = {"num_tensors": 2 * LAYERS}
+LAYERED = {"num_tensors": 2 * LAYERS}
 
 
 class Computes(LayerSynchronizer):
@@ -98,21 +98,21 @@ class TestToACache:
     def test_blocks_land_in_the_layers_of_the_destination_range(self, ends: Ends, layers: range, onto: range) -> None:
         assert deviates("destination_layers")
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         with only(target, source, layers, onto) as (given, expected):
             expected[:, [7, 0, 4]] = given[:, [2, 3, 4]]
             assert results(near, source, [keyed(layers, onto)], [2, 3, 4], (7, 0, 4)) == [OK]
 
     def test_blocks_go_to_a_cache_by_its_id(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, None, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, None, **LAYERED)
         with moves(target, source) as expected:
             expected[:, 1] = content(source)[:, 6]
             assert results(near, source, [keyed(range(LAYERS), key=row(target))], [6], [1]) == [OK]
 
     def test_the_size_of_a_block_may_be_said_if_it_is_right(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         with moves(target, source) as expected:
             expected[:, 5] = content(source)[:, 0]
             assert results(near, source, [keyed(range(LAYERS))], [0], [5], 16) == [OK]
@@ -134,7 +134,7 @@ class TestToACache:
     @pytest.mark.parametrize(("source_row", "target_row"), [(0, 0), (7, 2), (3, 7)])
     def test_a_row_lands_in_the_row_of_the_key(self, ends: Ends, source_row: int, target_row: int) -> None:
         near, far = linked(ends)
-        source, target = rows_at(near, 1, **DEVICE), rows_at(far, 2, **DEVICE)
+        source, target = rows_at(near, 1, **LAYERED), rows_at(far, 2, **LAYERED)
         with only(target, source, range(1, 3), range(2)) as (given, expected):
             expected[:, target_row] = given[:, source_row]
             config = keyed(range(1, 3), range(2), row(target, target_row), source_row)
@@ -142,7 +142,7 @@ class TestToACache:
 
     def test_without_indices_a_blocks_cache_gives_block_0_alone(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         with moves(target, source) as expected:
             expected[:, 0] = content(source)[:, 0]
             assert results(near, source, [keyed(range(LAYERS))], [], ()) == [OK]
@@ -151,7 +151,7 @@ class TestToACache:
     def test_a_row_is_cut_into_blocks(self, ends: Ends, onto: list[int], pieces: int) -> None:
         assert deviates("remainder_of_the_row")
         near, far = linked(ends)
-        source, target = rows_at(near, 1, shape=(4, 20), **DEVICE), blocks_at(far, 2, shape=(8, 8), **DEVICE)
+        source, target = rows_at(near, 1, shape=(4, 20), **LAYERED), blocks_at(far, 2, shape=(8, 8), **LAYERED)
         with only(target, source, range(2), range(1, 3)) as (given, expected):
             for piece, block in enumerate(onto):
                 part = given[:, 3, 8 * piece : 8 * (piece + 1)]
@@ -168,25 +168,25 @@ class TestToACache:
         self, ends: Ends, shape: tuple[int, int], onto: list[int], size: int
     ) -> None:
         near, far = linked(ends)
-        source, target = rows_at(near, 1, shape=shape, **DEVICE), blocks_at(far, 2, shape=(8, 8), **DEVICE)
+        source, target = rows_at(near, 1, shape=shape, **LAYERED), blocks_at(far, 2, shape=(8, 8), **LAYERED)
         with stays(target):
             codes = results(near, source, [keyed(range(1), key=row(target))], None, onto, size)
         assert codes == [LLMStatusCode.LLM_PARAM_INVALID]
 
     def test_blocks_are_for_a_blocks_cache(self, ends: Ends) -> None:
         near, far = linked(ends)
-        target = rows_at(far, 2, **DEVICE)
+        target = rows_at(far, 2, **LAYERED)
         config = keyed(range(1), key=row(target))
         with stays(target):
-            assert results(near, blocks_at(near, 1, None, **DEVICE), [config], [0], [0]) == [
+            assert results(near, blocks_at(near, 1, None, **LAYERED), [config], [0], [0]) == [
                 LLMStatusCode.LLM_PARAM_INVALID
             ]
-            rows = rows_at(near, 1, shape=(8, 32), **DEVICE)
+            rows = rows_at(near, 1, shape=(8, 32), **LAYERED)
             assert results(near, rows, [config], None, [0], 16) == [LLMStatusCode.LLM_PARAM_INVALID]
 
     def test_keys_are_not_used_up(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = rows_at(near, 1, **DEVICE), rows_at(far, 2, req_ids=[0], **DEVICE)
+        source, target = rows_at(near, 1, **LAYERED), rows_at(far, 2, req_ids=[0], **LAYERED)
         for _ in range(2):
             with moves(target) as expected:
                 expected[:, 0] = content(source)[:, 1]
@@ -204,14 +204,14 @@ class TestToAddresses:
     @pytest.mark.parametrize(("layers", "onto"), [(range(LAYERS), range(LAYERS)), (range(1, 3), range(2))])
     def test_a_row_lands_where_the_addresses_say(self, pair: tuple[Any, Any], layers: range, onto: range) -> None:
         near, far = pair
-        source, target = rows_at(near, 1, **DEVICE), rows_at(far, 2, **DEVICE)
+        source, target = rows_at(near, 1, **LAYERED), rows_at(far, 2, **LAYERED)
         with only(target, source, layers, onto) as (given, expected):
             expected[:, 3] = given[:, 5]
             assert results(near, source, [addressed(target, layers, onto, row=5, skip=3 * 16)]) == [OK]
 
     def test_blocks_count_from_the_address(self, pair: tuple[Any, Any]) -> None:
         near, far = pair
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         with only(target, source, range(LAYERS), range(LAYERS)) as (given, expected):
             expected[:, [2, 7]] = given[:, [4, 1]]
             config = addressed(target, range(LAYERS), range(LAYERS), skip=16)
@@ -219,7 +219,7 @@ class TestToAddresses:
 
     def test_a_row_is_cut_into_pieces(self, pair: tuple[Any, Any]) -> None:
         near, far = pair
-        source, target = rows_at(near, 1, shape=(4, 20), **DEVICE), blocks_at(far, 2, shape=(8, 8), **DEVICE)
+        source, target = rows_at(near, 1, shape=(4, 20), **LAYERED), blocks_at(far, 2, shape=(8, 8), **LAYERED)
         with only(target, source, range(1), range(2, 3)) as (given, expected):
             expected[:, 5] = given[:, 2, :8]
             expected[:, 3] = given[:, 2, 8:16]
@@ -312,7 +312,7 @@ class TestToAddresses:
 class TestOneAfterAnother:
     def test_a_layer_has_landed_before_the_next_is_asked_for(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         before, given = content(target), content(source)
         seen: list[Any] = []
         when = Computes(lambda layer: not seen.append(content(target)))  # type: ignore[func-returns-value]
@@ -324,7 +324,7 @@ class TestOneAfterAnother:
 
     def test_a_layer_is_read_after_it_was_computed(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
 
         def compute(layer: int) -> bool:
             for tensor in (2 * layer, 2 * layer + 1):
@@ -337,8 +337,8 @@ class TestOneAfterAnother:
 
     def test_a_layer_is_asked_for_once_and_only_if_somebody_wants_it(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
-        other = blocks_at(far, 3, 5, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
+        other = blocks_at(far, 3, 5, **LAYERED)
         with moves(target, source) as expected, moves(other) as expected_too:
             expected[:2, 0] = expected_too[4:, 0] = content(source)[4:, 0]
             when = Computes()
@@ -355,7 +355,7 @@ class TestOneAfterAnother:
     def test_the_time_limit_is_a_layer_s_and_not_the_computation_s(self, ends: Ends) -> None:
         assert deviates("limit_of_the_whole_call")
         near, far = linked(ends, **{"llm.SyncKvCacheWaitTime": "1000"})
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         computed = threading.Event()
         task = near.transfer_cache_async(
             source, Computes(lambda layer: layer or computed.wait(LIMIT_MS)), [keyed(range(LAYERS))], [0], [7]
@@ -390,7 +390,7 @@ class TestResults:
     ) -> None:
         assert deviates("layer_errors")
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         when = Computes(lambda layer: layer < 1 or answer())
         configs = [keyed(range(1)), keyed(range(1, 3)), keyed(range(2, 3))]
         with moves(target) as expected:
@@ -400,7 +400,7 @@ class TestResults:
 
     def test_a_transfer_that_fails_ends_the_job(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         when = Computes()
         configs = [keyed(range(1)), keyed(range(1, 2), key=BlocksCacheKey(FAR, 9)), keyed(range(1, 3))]
         with moves(target) as expected:
@@ -412,7 +412,7 @@ class TestResults:
     def test_two_configs_of_one_cluster_have_their_own_results(self, ends: Ends) -> None:
         assert deviates("result_of_each_config")
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         with moves(target) as expected:
             expected[:2, 0] = content(source)[:2, 0]
             codes = results(near, source, [keyed(range(1)), keyed(range(1), range(3, 4))], [0], [0])
@@ -447,21 +447,21 @@ class TestResults:
         self, ends: Ends, config: TransferWithCacheKeyConfig, blocks: tuple[list[int], ...], code: str
     ) -> None:
         near, far = linked(ends)
-        target = blocks_at(far, 2, **DEVICE)
+        target = blocks_at(far, 2, **LAYERED)
         assert target.cache_id == 1
         with stays(target):
-            assert results(near, blocks_at(near, 1, None, **DEVICE), [config], *blocks) == [LLMStatusCode[code]]
+            assert results(near, blocks_at(near, 1, None, **LAYERED), [config], *blocks) == [LLMStatusCode[code]]
 
     def test_blocks_come_from_a_blocks_cache(self, ends: Ends) -> None:
         near, far = linked(ends)
-        target = blocks_at(far, 2, **DEVICE)
+        target = blocks_at(far, 2, **LAYERED)
         with stays(target):
-            codes = results(near, rows_at(near, 1, **DEVICE), [keyed(range(1))], [0], [0])
+            codes = results(near, rows_at(near, 1, **LAYERED), [keyed(range(1))], [0], [0])
         assert codes == [LLMStatusCode.LLM_PARAM_INVALID]
 
     def test_a_freed_source_is_not_found(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         near.deallocate_blocks_cache(source)
         with stays(target):
             codes = results(near, source, [keyed(range(1))], [0], [0])
@@ -478,7 +478,7 @@ class TestResults:
 
     def test_out_of_time_is_a_timeout_of_every_config_and_the_job_goes_on(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         computed = threading.Event()
         configs = [keyed(range(1)), keyed(range(1, 2))]
         with moves(target) as expected:
@@ -639,7 +639,7 @@ class TestArguments:
 
     def test_what_is_changed_later_does_not_reach_the_transfer(self, ends: Ends) -> None:
         near, far = linked(ends)
-        source, target = blocks_at(near, 1, None, **DEVICE), blocks_at(far, 2, **DEVICE)
+        source, target = blocks_at(near, 1, None, **LAYERED), blocks_at(far, 2, **LAYERED)
         config, here, there = keyed(range(1)), [0], [6]
         computed = threading.Event()
         with moves(target) as expected:

@@ -34,18 +34,21 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+def start(address: str, *arguments: object) -> subprocess.Popen[str]:
+    """`kvfabric run` with these arguments, on that Ray."""
+    return subprocess.Popen(
+        [KVFABRIC, "run", *map(str, arguments)],
+        env={**os.environ, "RAY_ADDRESS": address},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def run(address: str, program: str, port: int, roles: tuple[str, ...]) -> str:
     """What all of them print; each must end well."""
-    started = [
-        subprocess.Popen(
-            [KVFABRIC, "run", "--emulated-device", "host", PROGRAMS / program, role, "--port", str(port)],
-            env={**os.environ, "RAY_ADDRESS": address},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for role in roles
-    ]
+    started = [start(address, "--emulated-device", "host", PROGRAMS / program, role, "--port", port) for role in roles]
     try:
         told = [process.communicate(timeout=LIMIT_S) for process in started]
     finally:
@@ -106,24 +109,15 @@ datadist.finalize()
 
 
 def test_programs_of_two_fabrics_do_not_meet_and_those_of_one_do(ray_cluster: str, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(BESIDE_OTHERS)
-
-    def start(*options: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [KVFABRIC, "run", *options, tmp_path / "program.py"],
-            env={**os.environ, "RAY_ADDRESS": ray_cluster},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    programs = [start(), start("--fabric", "another")]
+    program = tmp_path / "program.py"
+    program.write_text(BESIDE_OTHERS)
+    another = ("--fabric", "another", program)
+    programs = [start(ray_cluster, program), start(ray_cluster, *another)]
     try:
         for each in programs:
             assert each.stdout is not None
             assert each.stdout.readline() == "in\n"
-        third = start("--fabric", "another")
+        third = start(ray_cluster, *another)
         programs.append(third)
         _, told = third.communicate("", timeout=LIMIT_S)
         assert third.returncode == 1

@@ -40,7 +40,7 @@ _alias = _Alias()
 def install(
     *,
     replace: bool = False,
-    fabric: str = "llm_datadist",
+    fabric: str = NAME,
     absent_peers: str | None = None,
     emulated_device: str | None = None,
 ) -> bool:

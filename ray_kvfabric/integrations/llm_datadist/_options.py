@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ray_kvfabric.actors.names import checked
 from ray_kvfabric.errors import ConfigError
+from ray_kvfabric.integrations.llm_datadist._lazy import NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,13 +18,12 @@ class Options:
     emulated_device="host"   DEVICE caches lie in host memory
     """
 
-    fabric: str = "llm_datadist"
+    fabric: str = NAME
     absent_peers: str | None = None
     emulated_device: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.fabric, str) or not self.fabric or ":" in self.fabric:
-            raise ConfigError(f"fabric must be a name without ':', got {self.fabric!r}")
+        checked(self.fabric)
         _check_choice("absent_peers", self.absent_peers, "loopback")
         _check_choice("emulated_device", self.emulated_device, "host")
 
