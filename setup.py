@@ -35,6 +35,7 @@ setup(
                 "copy_pool.c",
                 "crc32c.c",
             ),
+            extension("ray_kvfabric.memory._device_copy", "device_copy.pyx"),
             extension("ray_kvfabric.transport._shared_page", "shared_page.pyx", "page.c"),
         ],
         language_level=3,

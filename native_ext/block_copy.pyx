@@ -6,6 +6,8 @@ from cpython.object cimport PyObject
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
+import numpy as np
+
 from ray_kvfabric.errors import ParamInvalid
 
 
@@ -34,7 +36,13 @@ cdef extern from "copy_plan.h" nogil:
         block_list target_blocks
         int64_t nbytes
 
+    struct piece:
+        uint64_t source
+        uint64_t target
+        int64_t nbytes
+
     block_list block_list_of(const int64_t *at, int64_t count)
+    int64_t plan_pieces(const copy_plan *plan, bint merged, piece *into)
     bint plan_measure(copy_plan *plan)
     bint plan_overlaps(const copy_plan *plan)
 
@@ -406,6 +414,29 @@ def read_process(
     cdef copy_process_wishes other = copy_process_wishes(pid, False, threads)
     make_plan(&plan, source, target, source_first, target_first, count, source_blocks, target_blocks)
     return move_process(&plan, limits_of(deadline_ns, stop), other)
+
+
+def pieces(
+        RegionTable source not None, RegionTable target not None, int64_t source_first, int64_t target_first,
+        int64_t count, BlockList source_blocks not None, BlockList target_blocks not None):
+    """uint64 [n, 3]: source address, target address and bytes of each contiguous piece, in plan order.
+
+    Where source and target share bytes, pairs of blocks are not joined.
+    """
+    cdef copy_plan plan
+    cdef int64_t found
+    cdef bint merged
+    cdef uint64_t[:, ::1] rows
+    make_plan(&plan, source, target, source_first, target_first, count, source_blocks, target_blocks)
+    with nogil:
+        merged = not plan_overlaps(&plan)
+        found = plan_pieces(&plan, merged, NULL)
+    listed = np.empty((found, 3), np.uint64)
+    if found:
+        rows = listed
+        with nogil:
+            plan_pieces(&plan, merged, <piece *> &rows[0, 0])
+    return listed
 
 
 def time_bare_copy(

@@ -101,6 +101,22 @@ struct piece plan_next(const struct copy_plan *plan, struct cursor *cursor, int6
     return piece;
 }
 
+int64_t plan_pieces(const struct copy_plan *plan, bool merged, struct piece *into)
+{
+    struct cursor cursor = {0};
+    int64_t count = 0;
+    if (plan->source_blocks.count == 0)
+        return 0;
+    while (cursor.region < plan->region_count) {
+        int64_t limit = merged ? INT64_MAX : plan->source[cursor.region].block_nbytes;
+        struct piece piece = plan_next(plan, &cursor, limit);
+        if (into != NULL)
+            into[count] = piece;
+        count++;
+    }
+    return count;
+}
+
 /* ---- what may not be reordered ---- */
 
 struct hull {

@@ -59,6 +59,10 @@ void cursor_seek_region(const struct copy_plan *plan, struct cursor *cursor, int
 /* The longest contiguous piece at the cursor, `limit` bytes at most; the cursor moves behind it. */
 struct piece plan_next(const struct copy_plan *plan, struct cursor *cursor, int64_t limit);
 
+/* How many pieces the plan has: contiguous ones if `merged`, else the pairs of blocks. They are written to `into`
+   unless it is NULL. */
+int64_t plan_pieces(const struct copy_plan *plan, bool merged, struct piece *into);
+
 /* May a byte be both read and written? Exact up to the hulls of the used blocks. */
 bool plan_overlaps(const struct copy_plan *plan);
 

@@ -98,7 +98,7 @@ int kvf_enter(kvf_page *page, int index, uint32_t slot, uint64_t generation) {
     return KVF_BUSY;
 }
 
-static void ring_bell(kvf_page *page) {
+void kvf_ring(kvf_page *page) {
     atomic_fetch_add(&page->bell, 1);
     if (atomic_load(&page->sleepers) != 0)
         syscall(SYS_futex, &page->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
@@ -107,7 +107,7 @@ static void ring_bell(kvf_page *page) {
 void kvf_leave(kvf_page *page, int index, int cell) {
     atomic_store(&page->links[index].cells[cell], 0);
     if (atomic_load(&page->sleepers) != 0)
-        ring_bell(page);
+        kvf_ring(page);
 }
 
 void kvf_retire(kvf_page *page, uint32_t slot) { atomic_store(&page->slots[slot], 0); }
@@ -150,7 +150,7 @@ void kvf_post(kvf_page *page, int index, const kvf_record *record) {
     memcpy((char *)place + head, (const char *)record + head, sizeof *record - head);
     atomic_store(&place->sequence, sequence);
     atomic_store(&link->posted, sequence);
-    ring_bell(page);
+    kvf_ring(page);
 }
 
 /* A seqlock read: the copy counts only if the sequence stood before and after it. */

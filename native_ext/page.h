@@ -95,6 +95,7 @@ int kvf_drain(kvf_page *page, uint32_t slot, int64_t deadline_ns);
 void kvf_post(kvf_page *page, int link, const kvf_record *record);
 int kvf_read(kvf_page *page, int link, uint64_t sequence, kvf_record *record);
 uint32_t kvf_bell(kvf_page *page);
+void kvf_ring(kvf_page *page);
 int kvf_sleep(kvf_page *page, uint32_t seen, int64_t deadline_ns);
 
 #endif

@@ -58,6 +58,7 @@ cdef extern from "page.h" nogil:
     void kvf_post(kvf_page *page, int link, const kvf_record *record)
     int kvf_read(kvf_page *page, int link, uint64_t sequence, kvf_record *record)
     uint32_t kvf_bell(kvf_page *page)
+    void kvf_ring(kvf_page *page)
     int kvf_sleep(kvf_page *page, uint32_t seen, int64_t deadline_ns)
 
 cdef extern from *:
@@ -243,6 +244,14 @@ cdef class SharedPage:
     @property
     def bell(self):
         return kvf_bell(self.page)
+
+    def ring(self):
+        """Wakes whoever sleeps on the bell: there is something to look at that no record says."""
+        kvf_ring(self.page)
+
+    def is_current(self, uint32_t slot, uint64_t generation):
+        """Whether the slot still holds this generation."""
+        return bool(kvf_is_current(self.page, slot, generation))
 
     def sleep(self, uint32_t seen, int64_t deadline_ns):
         """Sleeps until the bell differs from `seen`; False when the deadline passed first."""

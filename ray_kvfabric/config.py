@@ -61,6 +61,18 @@ class EndpointSettings(_Settings):
     )
     sync_kv_timeout_ms: int = Field(default=1000, gt=0, le=2**31 - 1, description="bounds a whole transfer call")
     control_timeout_s: float = Field(default=20.0, gt=0, description="bounds a question to the scheduler or a peer")
+    device: Annotated[str, Field(pattern=r"^(npu|cuda)(:\d+)?$")] | None = Field(
+        default=None,
+        description='"npu" or "cuda", with an index ("npu:1") if not torch\'s current one; None: what torch has',
+    )
+    staging_size: Nbytes = Field(
+        default=32 << 20,
+        ge=4 << 20,
+        description="of device_pool: two buffers between HOST caches and DEVICE ones of peers",
+    )
+    hccl_buffer_size: Nbytes = Field(
+        default=8 << 20, ge=1 << 20, description="of each communicator, whole MiB; it takes twice that of device memory"
+    )
     copy_kernel: Literal["native", "python"] = "native"
     copy_threads: int | None = Field(default=None, ge=1, le=64, description="None: one a usable CPU, at most 4")
     transports: tuple[str, ...] | None = Field(default=None, description="None: all that are installed")

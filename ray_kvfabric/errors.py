@@ -141,6 +141,10 @@ class TransferTimeout(LLMException, TimeoutError):
     default_code = LLMStatusCode.LLM_TIMEOUT
 
 
+class StillMoving(TransferTimeout):
+    """The time limit passed and the device did not come to rest after it either: both caches stay in use."""
+
+
 class TransferCancelled(LLMException):
     """The transfer was cancelled; some target blocks may have been written."""
 

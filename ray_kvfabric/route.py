@@ -30,6 +30,17 @@ class HostId(NamedTuple):
         return cls(boot_id, os.stat("/proc/self/ns/pid").st_ino, os.getuid())
 
 
+class DeviceId(NamedTuple):
+    """The accelerator that device memory lies on: "npu" or "cuda", as its own process counts it."""
+
+    kind: str
+    number: int
+    chip: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.number} ({self.chip})"
+
+
 class Segment(NamedTuple):
     """Part of a cache's memory that lies in a memfd of its owner: `fd` is the owner's descriptor.
 
@@ -57,6 +68,7 @@ class EndpointInfo:
     role: str = "MIX"
     alias: str = ""  # "ip:port" by which programs written for LLM-DataDist know it; nothing listens there
     has_device_pool: bool = False
+    staging_nbytes: int = 0  # of one of its two staging buffers; 0: it has none
 
     def __str__(self) -> str:
         return f"endpoint {self.cluster_id} (incarnation {self.incarnation:016x}, pid {self.pid})"
@@ -76,7 +88,8 @@ class CacheInfo:
     """One cache as its endpoint announces it. A region's blocks are the rows of a continuous cache.
 
     `slot` and `generation` name its word in the endpoint's shared page: while the word holds the generation,
-    this description is good. `segments` is empty for memory that the fabric did not allocate.
+    this description is good. `memory` is "host" or "device". `segments` is empty for memory that the fabric did
+    not allocate, and for device memory.
     """
 
     cache_id: int
@@ -93,6 +106,7 @@ class CacheInfo:
     is_blocks: bool = True
     is_allocated: bool = False
     keys: tuple[RowKey, ...] = ()  # of a continuous cache
+    device: DeviceId | None = None  # of device memory, where its owner knows the device
 
     def is_named(self, name: CacheName) -> bool:
         if name.kind == "model":

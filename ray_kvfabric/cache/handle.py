@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 CPU_CACHE_ID = -1  # of a Cache made by create_cpu_cache, which no manager knows
 
-Opener = Callable[[int], memoryview]  # tensor index -> its bytes, writable; raises CacheNotFound when freed
+# Tensor index -> its bytes, writable: a memoryview, or a uint8 tensor on the device. Raises CacheNotFound when freed.
+Opener = Callable[[int], Any]
 
 
 class Cache:
@@ -84,23 +85,28 @@ class Cache:
         """Tensor `tensor_index` as an array of `cache_desc.shape` over the cache's own memory, no copy.
 
         bfloat16 is shown as uint16. The view keeps the memory mapped, also after deallocation.
-        Raises LLMException (LLM_KV_CACHE_NOT_EXIST) when the cache was deallocated or has no host memory here.
+        Raises LLMException: LLM_KV_CACHE_NOT_EXIST when the cache was deallocated or has no memory here,
+        LLM_PARAM_INVALID when it lies on a device.
         """
+        found = self._bytes(tensor_index)
+        if not isinstance(found, memoryview):
+            raise ParamInvalid(f"cache {self._cache_id} lies on {found.device}: numpy shows host memory; see torch()")
         return (
-            np.frombuffer(self._bytes(tensor_index), dtype=np.uint8)
+            np.frombuffer(found, dtype=np.uint8)
             .view(self._cache_desc.data_type.numpy_dtype)
             .reshape(tuple(self._cache_desc.shape))
         )
 
     def torch(self, tensor_index: int) -> torch.Tensor:
-        """Tensor `tensor_index` as a torch CPU tensor over the cache's own memory, no copy."""
+        """Tensor `tensor_index` as a torch tensor over the cache's own memory, host or device, no copy."""
         import torch
 
-        flat = torch.frombuffer(self._bytes(tensor_index), dtype=torch.uint8)
+        found = self._bytes(tensor_index)
+        flat = torch.frombuffer(found, dtype=torch.uint8) if isinstance(found, memoryview) else found
         kind = getattr(torch, _TORCH_NAMES[self._cache_desc.data_type.name])
         return flat.view(kind).view(*self._cache_desc.shape)
 
-    def _bytes(self, tensor_index: int) -> memoryview:
+    def _bytes(self, tensor_index: int) -> Any:
         if self._open is None:
             raise CacheNotFound(f"cache {self._cache_id} has no memory here: deallocated, or not a manager's")
         if not 0 <= tensor_index < self._cache_desc.num_tensors:

@@ -64,7 +64,7 @@ def judge_from(source: EndpointInfo, route: Route) -> list[Verdict]:
         verdict
         if verdict.name in source.transports
         else Verdict(verdict.name, f"endpoint {source.cluster_id} does not offer it")
-        for verdict in judge(map(create, names()), source, route)
+        for verdict in judge(map(create, names()), source, route, route.cache.memory)
     ]
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from ray_kvfabric.cache.handle import Cache
+from ray_kvfabric.cache.handle import Cache, Opener
 from ray_kvfabric.cache.keys import CacheKey
 from ray_kvfabric.cache.layout import Region, regions_of
 from ray_kvfabric.cache.types import CacheDesc
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.memory.copy import RegionTable
+from ray_kvfabric.memory.device_pool import DeviceMemory
 from ray_kvfabric.memory.foreign import Borrowed, check_mapped
 from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.route import CacheInfo
+from ray_kvfabric.transport.base import Stretch
 
 
 class Wanted(NamedTuple):
@@ -40,7 +43,7 @@ class CacheEntry:
     info: CacheInfo
     cache: Cache
     table: RegionTable
-    memory: HostMemory | None
+    memory: HostMemory | DeviceMemory | None
     borrowed: tuple[Borrowed, ...]
     is_probed: bool
     is_doomed: bool = False
@@ -62,6 +65,15 @@ class CacheEntry:
             self.someone_left.clear()
         return True
 
+    def stretches(self) -> list[Stretch]:
+        """The memory under the regions, as few stretches as are known."""
+        if isinstance(self.memory, DeviceMemory):
+            return [Stretch(self.memory.address, self.memory.nbytes, self.memory.tensor)]
+        owners = [each.owner for each in self.borrowed] or [self.memory] * len(self.info.regions)
+        return [
+            Stretch(region.base, region.extent, owner) for region, owner in zip(self.info.regions, owners, strict=True)
+        ]
+
     def end_cache(self) -> None:
         """The handle shows no memory any more."""
         if self.memory is not None:
@@ -76,19 +88,28 @@ def check_shape(desc: CacheDesc) -> None:
 
 
 def tensor_opener(
-    regions: tuple[Region, ...], memory: HostMemory | None, borrowed: tuple[Borrowed, ...]
-) -> Callable[[int], memoryview]:
-    """Tensor index to its bytes; a view keeps the memory alive. LLM_PARAM_INVALID for bytes that are not mapped."""
+    regions: tuple[Region, ...], memory: HostMemory | DeviceMemory | None, borrowed: tuple[Borrowed, ...], kind: str
+) -> Opener:
+    """Tensor index to its bytes, or uint8 on the device; a view keeps the memory alive.
 
-    def open_tensor(index: int) -> memoryview:
+    LLM_PARAM_INVALID for bytes that are not mapped. Bare addresses of a device cannot be opened.
+    """
+
+    def open_tensor(index: int) -> Any:
         region = regions[index]
         if memory is not None:
             return memory.view(region.base, region.extent)
+        if kind == "device":
+            return _device_view(region, borrowed[index].owner)
         if borrowed[index].owner is None:
             check_mapped(f"tensor {index}", [(region.base, region.extent)])
         return _raw_view(region, borrowed[index].owner)
 
     return open_tensor
+
+
+def _device_view(region: Region, tensor: Any) -> Any:
+    return tensor.detach().view(-1).view(import_module("torch").uint8)[: region.extent]
 
 
 def _raw_view(region: Region, owner: object) -> memoryview:

@@ -6,9 +6,11 @@ registered or allocated -> live: slot word = generation -> retired: slot word 0,
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.layout import Region, regions_of, tensor_nbytes
@@ -16,28 +18,40 @@ from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, check_shape, tensor_opener
 from ray_kvfabric.endpoint.key_index import bound_keys, keys_to_allocate, keys_to_register
-from ray_kvfabric.errors import CacheNotFound, LLMException, LLMStatusCode, ParamInvalid, TransferTimeout
+from ray_kvfabric.errors import CacheNotFound, LLMException, LLMStatusCode, ParamInvalid, StaleRoute, TransferTimeout
 from ray_kvfabric.memory.copy import Copier
+from ray_kvfabric.memory.device import Devices
+from ray_kvfabric.memory.device_pool import DeviceMemory, DevicePool
 from ray_kvfabric.memory.foreign import Borrowed, borrow, check_mapped
 from ray_kvfabric.memory.host_pool import HostPool
 from ray_kvfabric.memory.memfd import HostMemory
-from ray_kvfabric.route import CacheInfo, RowKey, Segment
+from ray_kvfabric.route import CacheInfo, DeviceId, RowKey, Segment
 from ray_kvfabric.transport import _shared_page as shared_page
 
-Pools = dict[Placement, HostPool]
+Pools = dict[Placement, HostPool | DevicePool]
 _REACH = 2**63
 
 
 class CacheTable:
     """Ids start at 1 and are never used again. Threads may share it."""
 
-    def __init__(self, pools: Pools, page: shared_page.SharedPage, copier: Copier, *, emulates_device: bool) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        page: shared_page.SharedPage,
+        copier: Copier,
+        devices: Devices,
+        *,
+        emulates_device: bool,
+    ) -> None:
         self._pools = pools
+        self._devices = devices
         self._emulates_device = emulates_device
         self._page = page
         self._copier = copier
         self._lock = threading.RLock()
         self._ids = count(1)
+        self._visits = count(1)
         self._entries: dict[int, CacheEntry] = {}
         self._leaving: dict[int, CacheEntry] = {}  # fenced off, a writer may still be inside
 
@@ -46,11 +60,6 @@ class CacheTable:
     def allocate(self, wanted: Wanted) -> CacheEntry:
         """A cache in memory of its own, within the budget of its placement's pool."""
         desc = wanted.desc
-        if self._memory_kind(desc.placement) != "host":
-            raise ParamInvalid(
-                "cache_desc.placement is DEVICE, and this endpoint has no device pool to allocate from: there is "
-                "no device; emulated_device=host lets DEVICE caches lie in host memory"
-            )
         check_shape(desc)  # before it costs memory
         with self._lock:
             bound = bound_keys(entry.info for entry in self._entries.values())
@@ -85,10 +94,12 @@ class CacheTable:
         keys: tuple[RowKey, ...],
         addresses: list[int],
         borrowed: tuple[Borrowed, ...],
-        memory: HostMemory | None,
+        memory: HostMemory | DeviceMemory | None,
     ) -> CacheEntry:
         desc = wanted.desc
         regions = regions_of(desc, addresses)
+        kind = self._memory_kind(desc.placement)
+        device = self._device_of(memory, borrowed) if kind == "device" else None
         table = self._copier.RegionTable(regions, owner=(memory, borrowed))
         slot, generation = self._publish_slot()
         info = CacheInfo(
@@ -101,13 +112,15 @@ class CacheTable:
             slot=slot,
             generation=generation,
             remote_accessible=wanted.remote_accessible,
-            memory=self._memory_kind(desc.placement),
-            segments=self._segments(regions, memory),
+            memory=kind,
+            segments=self._segments(regions, memory) if kind == "host" else (),
             is_blocks=wanted.is_blocks,
             is_allocated=memory is not None,
             keys=keys,
+            device=device,
         )
-        opener = tensor_opener(regions, memory, borrowed) if info.memory == "host" else None
+        is_shown = kind == "host" or memory is not None or all(each.device is not None for each in borrowed)
+        opener = tensor_opener(regions, memory, borrowed, kind) if is_shown else None
         cache = Cache(cache_id, desc, addresses, wanted.is_blocks, opener)
         is_probed = memory is not None or all(each.owner is not None for each in borrowed)
         self._entries[cache_id] = CacheEntry(info, cache, table, memory, borrowed, is_probed)
@@ -115,6 +128,20 @@ class CacheTable:
 
     def _memory_kind(self, placement: Placement) -> str:
         return "host" if placement is Placement.HOST or self._emulates_device else "device"
+
+    def _device_of(self, memory: HostMemory | DeviceMemory | None, borrowed: tuple[Borrowed, ...]) -> DeviceId | None:
+        """Where device memory lies. None for bare addresses where torch knows no device: nothing reaches them.
+
+        Raises LLMException (LLM_PARAM_INVALID) for tensors of another device than the endpoint's.
+        """
+        on_device = [each for each in borrowed if each.device is not None]
+        device = self._devices.open("a cache of device tensors") if memory or on_device else self._devices.find()
+        for index, each in enumerate(borrowed):
+            if each.owner is not None and device is not None and not device.has(each.device):
+                raise ParamInvalid(
+                    f"addrs[{index}] lies on {each.device or 'the host'}, this endpoint's device is {device.id}"
+                )
+        return None if device is None else device.id
 
     def _publish_slot(self) -> tuple[int, int]:
         published = self._page.publish_slot()
@@ -125,17 +152,17 @@ class CacheTable:
             )
         return published
 
-    def _segments(self, regions: Iterable[Region], memory: HostMemory | None) -> tuple[Segment, ...]:
+    def _segments(self, regions: Iterable[Region], memory: HostMemory | DeviceMemory | None) -> tuple[Segment, ...]:
         """The memfds that the regions lie in; none when one region lies elsewhere."""
         found: dict[int, HostMemory] = {}
         for region in regions:
             holder = memory or self._pool_memory(region)
-            if holder is None or not holder.holds(region.base, region.extent):
+            if not isinstance(holder, HostMemory) or not holder.holds(region.base, region.extent):
                 return ()
             found[holder.inode] = holder
         return tuple(Segment(each.address, each.nbytes, each.fd, each.inode) for each in found.values())
 
-    def _pool_memory(self, region: Region) -> HostMemory | None:
+    def _pool_memory(self, region: Region) -> HostMemory | DeviceMemory | None:
         found = (pool.find(region.base, region.extent) for pool in self._pools.values())
         return next((memory for memory in found if memory is not None), None)
 
@@ -213,10 +240,22 @@ class CacheTable:
             self.find(cache_id)
         return entry
 
+    @contextmanager
+    def visit(self, cache_id: int, generation: int) -> Iterator[CacheEntry]:
+        """For a peer that was told of this generation: the memory stays inside. Raises CacheNotFound, StaleRoute."""
+        number = -next(self._visits)
+        entry = self.enter(cache_id, number)
+        try:
+            if entry.info.generation != generation:
+                raise StaleRoute(f"cache {cache_id} of this endpoint is not what it was when the link opened it")
+            yield entry
+        finally:
+            entry.leave(number)
+
     def find_here(self, cache_id: int) -> CacheEntry:
-        """As `find_mapped`, for a copy inside this process. LLM_PARAM_INVALID for device memory."""
+        """As `find_mapped`, for a copy inside this process. LLM_PARAM_INVALID for device memory without a device."""
         entry = self.find_mapped(cache_id)
-        if entry.info.memory != "host":
+        if entry.info.memory != "host" and entry.info.device is None:
             raise ParamInvalid(
                 f"cache {cache_id} lies in device memory, and there is no device; emulated_device=host says that "
                 "DEVICE caches lie in host memory"
@@ -266,8 +305,9 @@ class CacheTable:
             self._free(Placement[entry.info.placement], entry.memory)
         return entry
 
-    def _free(self, placement: Placement, memory: HostMemory) -> None:
-        self._pools[placement].free(memory)
+    def _free(self, placement: Placement, memory: HostMemory | DeviceMemory) -> None:
+        pool: Any = self._pools[placement]
+        pool.free(memory)
 
     def all(self) -> list[CacheEntry]:
         with self._lock:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -19,8 +18,10 @@ from ray_kvfabric.cache.types import LLMRole, Placement
 from ray_kvfabric.config import EndpointSettings, PoolSettings, endpoint_settings
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.caches import CacheTable, Pools
+from ray_kvfabric.endpoint.carrier import Carrier
 from ray_kvfabric.endpoint.identity import ANY_TRACER, Identity, allow_tracer
 from ray_kvfabric.endpoint.links import Admit, LinkTable, as_named
+from ray_kvfabric.endpoint.local_copier import LocalCopier
 from ray_kvfabric.endpoint.mover import Mover, tell_nobody
 from ray_kvfabric.endpoint.requests import Requests, Stamp
 from ray_kvfabric.endpoint.row_requests import RowRequests
@@ -28,11 +29,15 @@ from ray_kvfabric.endpoint.status import describe_endpoint
 from ray_kvfabric.endpoint.transfers import TransferTable
 from ray_kvfabric.errors import FabricError, NotLinked, ParamInvalid
 from ray_kvfabric.memory.copy import load
+from ray_kvfabric.memory.device import Devices
+from ray_kvfabric.memory.device_pool import DevicePool
 from ray_kvfabric.memory.host_pool import HostPool
+from ray_kvfabric.memory.staging import Staging
 from ray_kvfabric.ports import Directory, PeerCalls
 from ray_kvfabric.route import EndpointInfo
 from ray_kvfabric.telemetry import Counters
-from ray_kvfabric.transport.base import LocalEnd
+from ray_kvfabric.transport.base import Answerer, LocalEnd, Serving
+from ray_kvfabric.transport.delegation import CARRY_OUT
 from ray_kvfabric.transport.process_vm import ADMIT_WRITER
 from ray_kvfabric.transport.receipts import ReceiptReader
 from ray_kvfabric.transport.registry import usable
@@ -40,7 +45,6 @@ from ray_kvfabric.transport.registry import usable
 logger = logging.getLogger(__name__)
 
 NOTE_PULL = "note_pull"  # tells the owner of a row that tensors of it were pulled
-Answerer = Callable[[dict[str, Any]], object]
 
 
 class EndpointCore(ABC):
@@ -69,29 +73,46 @@ class EndpointCore(ABC):
         transports = usable(self.settings.transports)
         names = tuple(each.name for each in transports)
         has_device_pool = self.settings.device_pool is not None
-        self._identity = Identity(cluster_id, role, node, names, has_device_pool=has_device_pool)
+        self._devices = Devices(self.settings.device)
         self._pools: Pools = {
-            Placement.HOST: _pool("mem_pool", self.settings.mem_pool),
-            Placement.DEVICE: _pool("device_pool", self.settings.device_pool),
+            Placement.HOST: _host_pool("mem_pool", self.settings.mem_pool),
+            Placement.DEVICE: self._make_device_pool(),
         }
+        staging = Staging(self._pools[Placement.DEVICE], self.settings.staging_size)
+        self._identity = Identity(
+            cluster_id, role, node, names, has_device_pool=has_device_pool, staging_nbytes=staging.buffer_nbytes
+        )
         emulates_device = self._emulates_device
-        self._caches = CacheTable(self._pools, self._identity.page, self._copier, emulates_device=emulates_device)
-        local = LocalEnd(self.endpoint, self._copier)
+        self._caches = CacheTable(
+            self._pools, self._identity.page, self._copier, self._devices, emulates_device=emulates_device
+        )
+        local = LocalEnd(self.endpoint, self._copier, self._devices, staging, self.settings.hccl_buffer_size >> 20)
         self._links = LinkTable(local, transports, directory, peers, self.counters)
         self._mover = mover = Mover(
             cluster_id, self.settings.transfer_mode, has_device_pool, self._caches, self._links, self.counters,
-            self._copier, self._tell_owner,
+            self._copier, self._devices, self._tell_owner,
         )  # fmt: skip
+        self._local_copier = LocalCopier(self._copier, self._devices)
         stamp = Stamp(self.settings.sync_kv_timeout_ms / 1000)
         self._requests = Requests(mover, stamp)
         self._rows = RowRequests(mover, stamp)
         self._transfers = TransferTable(self.settings.transfer_threads, self.settings.result_ttl_s)
         self._receipts = ReceiptReader(self._identity.page, cluster_id)
+        serving = Serving(local, self._caches.visit, self._receipts.keep, peers)
+        for transport in transports:
+            self._answerers |= transport.serve(serving)
+        self._answerers[CARRY_OUT] = Carrier(serving, self._links).carry_out
         self._telling = threading.RLock()
         self._is_closed = False
         if tracer_pid is not None:
             allow_tracer(tracer_pid)
         self._announce_first()
+
+    def _make_device_pool(self) -> HostPool | DevicePool:
+        settings = self.settings.device_pool
+        if self._emulates_device or settings is None:
+            return _host_pool("device_pool", settings)
+        return DevicePool("device_pool", settings.memory_size, self._devices, page_shift=settings.page_shift)
 
     def _announce_first(self) -> None:
         """Who was refused, or does not know whether it was taken, leaves nothing behind."""
@@ -203,7 +224,7 @@ class EndpointCore(ABC):
     def status(self) -> dict[str, object]:
         """Endpoint, caches, links, transfers, memory and counters, ready for JSON."""
         infos = [entry.info for entry in self._caches.all()]
-        return describe_endpoint(self.endpoint, infos, self._links, self._transfers, self._pools)
+        return describe_endpoint(self.endpoint, infos, self._links, self._transfers, self._pools, self._devices)
 
     def close(self) -> None:
         """Leaves the fabric: transfers are stopped, links closed, caches fenced off and freed. Idempotent.
@@ -218,6 +239,7 @@ class EndpointCore(ABC):
         with ExitStack() as steps:  # the last one first
             steps.callback(self._cut_cycles)
             steps.callback(self._identity.close)
+            steps.callback(self._devices.close)
             for pool in self._pools.values():
                 steps.callback(pool.close)
             for entry in self._caches.all():
@@ -241,7 +263,7 @@ class EndpointCore(ABC):
         )
 
 
-def _pool(name: str, settings: PoolSettings | None) -> HostPool:
+def _host_pool(name: str, settings: PoolSettings | None) -> HostPool:
     if settings is None:
         return HostPool(name, None, huge_pages=False)
     huge_pages = settings.huge_pages == "auto"

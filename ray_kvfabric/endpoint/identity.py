@@ -20,7 +20,14 @@ class Identity:
     """A new incarnation of `cluster_id` in this process, and the page that its writers map."""
 
     def __init__(
-        self, cluster_id: int, role: LLMRole, node: str, transports: tuple[str, ...], *, has_device_pool: bool = False
+        self,
+        cluster_id: int,
+        role: LLMRole,
+        node: str,
+        transports: tuple[str, ...],
+        *,
+        has_device_pool: bool = False,
+        staging_nbytes: int = 0,
     ) -> None:
         self._memory = HostMemory.create("kvfabric-page", shared_page.PAGE_NBYTES, touch=False)
         self.page = shared_page.SharedPage(self._memory.view(self._memory.address, self._memory.nbytes))
@@ -35,6 +42,7 @@ class Identity:
             node=node,
             role=role.name,
             has_device_pool=has_device_pool,
+            staging_nbytes=staging_nbytes,
         )
         self.page.initialise(self.endpoint.incarnation, cluster_id, self.endpoint.pid)
 

@@ -16,11 +16,14 @@ from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.links import Way
 from ray_kvfabric.endpoint.mover import Mover
 from ray_kvfabric.endpoint.rules import check_accessible, check_element_width, check_requested_pull
-from ray_kvfabric.errors import ParamInvalid, PeerLost, StaleIncarnation, StaleRoute
+from ray_kvfabric.errors import ParamInvalid, PeerLost, StaleIncarnation, StaleRoute, StillMoving
 from ray_kvfabric.memory.copy import RegionTable, StopWord
+from ray_kvfabric.memory.device import Mark
 from ray_kvfabric.plan import Blocks, Fit, LayerRequest, Plan, blocks_fit, blocks_refusal, check_regions, span_layers
 from ray_kvfabric.route import CacheInfo, Receipt
 from ray_kvfabric.transport.base import Order, RemoteCache
+
+_NOBODY = 0  # stands for a transfer that never came to rest
 
 
 @dataclass(slots=True)
@@ -34,12 +37,16 @@ class Job(ABC):
     transfer_id: str
     deadline: Deadline
     is_pull: bool
+    after: Mark | None
 
     def run(self, stop: StopWord | None = None) -> Receipt:
         try:
             entry = self.mover.caches.enter(self.cache_id, id(self))
             try:
                 return self._run_inside(entry, stop)
+            except StillMoving:
+                entry.inside.add(_NOBODY)  # it stays in use, also when this object is gone
+                raise
             finally:
                 entry.leave(id(self))
         except Exception:
@@ -56,8 +63,11 @@ class Job(ABC):
     @abstractmethod
     def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt: ...
 
-    def _move(self, way: Way, local: RegionTable, remote: RemoteCache, plan: Plan, stop: StopWord | None) -> Receipt:
-        order = Order(self.transfer_id, self.deadline.at_ns, stop)
+    def _move(
+        self, way: Way, entry: CacheEntry, local: RegionTable, remote: RemoteCache, plan: Plan, stop: StopWord | None
+    ) -> Receipt:
+        memory = entry.info.memory
+        order = Order(self.transfer_id, self.deadline.at_ns, stop, False, memory, self.after, self.cache_id)
         try:
             if self.is_pull:
                 return way.link.pull(remote, local, plan, order)
@@ -69,7 +79,7 @@ class Job(ABC):
     def _check_pair(self, here: CacheInfo, way: Way, there: CacheInfo, names: tuple[str, str]) -> None:
         """Both caches may take part, whatever is to be moved between them."""
         is_requested = self.is_pull and self.mover.mode == "request"
-        check_accessible(here, there, way.link.transport, str(way.link.peer), is_requested=is_requested)
+        check_accessible(here, there, str(way.link.peer), is_requested=is_requested)
         if is_requested:
             check_requested_pull(here, there, way.link.peer, self.mover.has_device_pool)
         check_element_width(here.data_type, there.data_type, names)
@@ -92,8 +102,8 @@ class BlocksJob(Job):
     target_blocks: Blocks
 
     def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
-        way = self.mover.links.way(self.way_name, self.deadline)
-        return self._move(way, entry.table, way.remote, self._plan(entry, way), stop)
+        way = self.mover.links.way(self.way_name, entry.info.memory, self.deadline)
+        return self._move(way, entry, entry.table, way.remote, self._plan(entry, way), stop)
 
     def _plan(self, entry: CacheEntry, way: Way) -> Plan:
         """The native stage of contract 12.1, every refusal before a byte moves.

@@ -1,6 +1,6 @@
 """LinkTable: the opened ways to other endpoints' caches. A hit costs one dictionary look-up and no call.
 
-    (cluster_id, CacheName) -> Way: link, the opened cache, and which local caches were found to fit it
+    memory of the local cache, (cluster_id, CacheName) -> Way: link, the opened cache, which local caches fit it
 A way that turns out stale is dropped; the next use resolves it anew.
 """
 
@@ -54,7 +54,7 @@ class LinkTable:
         self._directory = directory
         self._peers = peers
         self._counters = counters
-        self._ways: dict[WayName, Way] = {}
+        self._ways: dict[str, dict[WayName, Way]] = {"host": {}, "device": {}}
         self._links: dict[tuple[int, str], Link] = {}  # (incarnation, transport)
         self._opening = threading.RLock()  # held while peers are asked
         self._keeping = threading.Lock()  # of _ways, for the moment of a change
@@ -62,12 +62,18 @@ class LinkTable:
         self._admit: Admit = as_named
         self._is_closed = False
 
-    def way(self, name: WayName, deadline: Deadline) -> Way:
-        """Raises NotLinked, CacheNotFound, LinkFailed, PeerLost, StaleIncarnation, TransferTimeout."""
-        found = self._ways.get(name)
-        return found if found is not None else self._open(name, deadline)
+    def way(self, name: WayName, memory: str, deadline: Deadline) -> Way:
+        """From a local cache in `memory`. Raises NotLinked, CacheNotFound, LinkFailed, PeerLost, StaleIncarnation,
+        TransferTimeout, and ParamInvalid where host and device memory do not meet.
+        """
+        found = self._ways[memory].get(name)
+        return found if found is not None else self._open(name, memory, deadline)
 
-    def way_of_row(self, name: WayName, deadline: Deadline) -> tuple[Way, CacheInfo]:
+    def open(self, name: WayName, deadline: Deadline) -> None:
+        """The way from memory of the kind that is there."""
+        self.way(name, self._resolve(name, deadline).cache.memory, deadline)
+
+    def way_of_row(self, name: WayName, memory: str, deadline: Deadline) -> tuple[Way, CacheInfo]:
         """The way to a cache that a request, a prefix or an address names, and what it is now.
 
         Such names come and go without a trace in the shared page, so the directory is asked each time.
@@ -75,7 +81,7 @@ class LinkTable:
         with self._holding(name[0], deadline):
             forgotten = self._forgotten
             route = self._resolve(name, deadline)
-            return self._way_to(name[0], route, forgotten, deadline), route.cache
+            return self._way_to(name[0], route, memory, forgotten, deadline), route.cache
 
     def forget(self, way: Way) -> None:
         """Drops a stale way, and its link when the peer is gone."""
@@ -85,10 +91,15 @@ class LinkTable:
                 self._close_dead(way.link)
 
     def sweep(self) -> None:
-        """Closes the links of peers that died, and with them the mappings of their memory."""
+        """Closes the links of peers that died, and with them the mappings of their memory; drops stale ways."""
         with self._opening:
+            self._drop(lambda _, way: not way.link.is_current(way.remote))
+            for transport in self._transports:
+                transport.sweep()
             for link in self.links():
-                if not link.is_alive:
+                if link.is_alive:
+                    link.tidy()
+                else:
                     self._close_dead(link)
 
     def forget_cluster(self, cluster_id: int) -> None:
@@ -103,47 +114,50 @@ class LinkTable:
         self._admit = admit
 
     def explain(self, name: WayName, deadline: Deadline) -> tuple[Route, list[Verdict]]:
-        """Which transports could serve this name, and why each other one could not."""
+        """Which transports could serve this name from a cache in memory of the same kind, and why others could not."""
         route = self._resolve(name, deadline)
-        return route, judge(self._transports, self._local.endpoint, route)
+        return route, judge(self._transports, self._local.endpoint, route, route.cache.memory)
 
-    def _open(self, name: WayName, deadline: Deadline) -> Way:
+    def _open(self, name: WayName, memory: str, deadline: Deadline) -> Way:
         with self._holding(name[0], deadline):
-            found = self._ways.get(name)
+            found = self._ways[memory].get(name)
             if found is not None:
                 return found
             self.sweep()
             forgotten = self._forgotten
-            way = self._way_to(name[0], self._resolve(name, deadline), forgotten, deadline)
-            self._keep(name, way, forgotten)
+            way = self._way_to(name[0], self._resolve(name, deadline), memory, forgotten, deadline)
+            self._keep(name, memory, way, forgotten)
             return way
 
     def _resolve(self, name: WayName, deadline: Deadline) -> Route:
         return self._directory.resolve(self._admit(name[0]), name[1], deadline)
 
-    def _way_to(self, cluster_id: int, route: Route, forgotten: int, deadline: Deadline) -> Way:
+    def _way_to(self, cluster_id: int, route: Route, memory: str, forgotten: int, deadline: Deadline) -> Way:
         """The one way to this cache as it is now, opened if it is not yet.
 
         It is kept under the id that was asked for, unless ways were forgotten since the gate let that id pass.
         """
         name = (cluster_id, CacheName("id", route.cache.cache_id))
-        known = self._ways.get(name)
+        known = self._ways[memory].get(name)
         if known is not None and _is_same(known.route, route):
             return known
-        link = self._link(route, deadline)
+        link = self._link(route, memory, deadline)
         way = Way(route, link, link.open_cache(route.cache, deadline))
-        self._keep(name, way, forgotten)
+        self._keep(name, memory, way, forgotten)
         return way
 
-    def _keep(self, name: WayName, way: Way, forgotten: int) -> None:
+    def _keep(self, name: WayName, memory: str, way: Way, forgotten: int) -> None:
         with self._keeping:
             if forgotten == self._forgotten:
-                self._ways[name] = way
+                self._ways[memory][name] = way
 
     def _drop(self, is_dropped: Callable[[WayName, Way], bool], *, forgets: bool = False) -> None:
         with self._keeping:
             self._forgotten += forgets
-            self._ways = {name: way for name, way in self._ways.items() if not is_dropped(name, way)}
+            self._ways = {
+                memory: {name: way for name, way in ways.items() if not is_dropped(name, way)}
+                for memory, ways in self._ways.items()
+            }
 
     @contextmanager
     def _holding(self, cluster_id: int, deadline: Deadline) -> Iterator[None]:
@@ -156,9 +170,10 @@ class LinkTable:
         finally:
             self._opening.release()
 
-    def _link(self, route: Route, deadline: Deadline) -> Link:
+    def _link(self, route: Route, memory: str, deadline: Deadline) -> Link:
         """The best transport's link to this incarnation, opened if it is not yet."""
-        transport = choose(self._transports, self._local.endpoint, route)
+        check_memories(self._local, route, memory)
+        transport = choose(self._transports, self._local.endpoint, route, memory)
         self._warn_if_slow(transport, route)
         key = (route.endpoint.incarnation, transport.name)
         link = self._links.get(key)
@@ -186,6 +201,11 @@ class LinkTable:
             self._counters.add(name, amount)
         link.close()
 
+    def describe_transports(self) -> dict[str, dict[str, object]]:
+        """What transports hold besides links, by name."""
+        told = {transport.name: transport.describe() for transport in self._transports}
+        return {name: what for name, what in told.items() if what}
+
     def totals(self) -> dict[str, int]:
         """What all links moved since the endpoint's start, closed ones too."""
         totals = Counter(self._counters.snapshot())
@@ -205,12 +225,36 @@ class LinkTable:
         if not self._opening.acquire(timeout=deadline.remaining_s):
             raise TransferTimeout("another thread is still opening a link")
         try:
+            self._drop(lambda *_: True)
             for link in self._links.values():
                 self._end(link)
-            self._drop(lambda *_: True)
             self._links = {}
+            for transport in self._transports:
+                transport.close()
         finally:
             self._opening.release()
+
+
+def check_memories(here: LocalEnd, route: Route, memory: str) -> None:
+    """Host and device memory meet in a staging buffer of the host's side (the third constraint of push_blocks).
+
+    Raises LLMException (LLM_PARAM_INVALID) where that side has no device pool to take it from, or this one no device.
+    """
+    local = here.endpoint
+    if memory == "device" and here.devices.device is None:
+        raise ParamInvalid(
+            f"a cache of endpoint {local.cluster_id} lies in device memory, and there is no device; "
+            "emulated_device=host says that DEVICE caches lie in host memory"
+        )
+    if memory == route.cache.memory or (memory == "host" and route.cache.device is None):
+        return
+    there = f"cache {route.cache.cache_id} of {route.endpoint}"
+    if memory == "host" and not local.staging_nbytes:
+        raise ParamInvalid(
+            f"{there} is DEVICE: from HOST it is reached with a device_pool of endpoint {local.cluster_id}"
+        )
+    if memory == "device" and not route.endpoint.staging_nbytes:
+        raise ParamInvalid(f"{there} is HOST: from DEVICE it is reached with a device_pool of that endpoint")
 
 
 def as_named(cluster_id: int) -> int:

@@ -8,6 +8,7 @@ from ray_kvfabric.cache.layout import tensor_nbytes
 from ray_kvfabric.cache.types import CacheDesc, Placement
 from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.caches import CacheTable
+from ray_kvfabric.endpoint.local_copier import LocalCopier
 from ray_kvfabric.endpoint.rules import check_row
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import Copier, RegionTable
@@ -29,10 +30,10 @@ def check_pairs_of_lists(info: object) -> tuple[list[int], list[int]]:
     return sources, targets
 
 
-def copy_inside(copier: Copier, caches: CacheTable, cache_id: int, sources: list[int], targets: list[int]) -> None:
+def copy_inside(copies: LocalCopier, caches: CacheTable, cache_id: int, sources: list[int], targets: list[int]) -> None:
     """Pairs in order, all tensors; a chain such as {0: [1], 1: [2]} carries block 0 on to 2."""
-    source_list = copier.BlockList(sources, "copy_block_info")
-    target_list = copier.BlockList(targets, "copy_block_info")
+    source_list = copies.copier.BlockList(sources, "copy_block_info")
+    target_list = copies.copier.BlockList(targets, "copy_block_info")
     entry = caches.find_here(cache_id)
     limit = entry.info.shape[0]
     for blocks in (source_list, target_list):
@@ -41,11 +42,12 @@ def copy_inside(copier: Copier, caches: CacheTable, cache_id: int, sources: list
                 f"copy_block_info has index {blocks.maximum}, cache {entry.info.cache_id} has blocks [0, {limit})"
             )
     if sources:
-        copier.copy_blocks(entry.table, entry.table, 0, 0, len(entry.info.regions), source_list, target_list)
+        memory = entry.info.memory
+        copies.copy(entry.table, entry.table, (memory, memory), (source_list, target_list))
 
 
 def copy_rows(
-    copier: Copier, source: CacheEntry, target: CacheEntry, rows: tuple[int, int], offset: int, size: int
+    copies: LocalCopier, source: CacheEntry, target: CacheEntry, rows: tuple[int, int], offset: int, size: int
 ) -> None:
     """Bytes [offset, offset + size) of row `rows[0]` of each tensor into row `rows[1]`; -1: to the source row's end."""
     here, there = source.info, target.info
@@ -60,9 +62,10 @@ def copy_rows(
             raise ParamInvalid(
                 f"bytes [{offset}, {offset + nbytes}) are wanted, a row of {field} {info.cache_id} has {stride}"
             )
+    copier = copies.copier
     first = copier.BlockList([0], "row")
     tables = _row_table(copier, source, rows[0], offset, nbytes), _row_table(copier, target, rows[1], offset, nbytes)
-    copier.copy_blocks(*tables, 0, 0, len(here.regions), first, first)
+    copies.copy(*tables, (here.memory, there.memory), (first, first))
 
 
 def _row_table(copier: Copier, entry: CacheEntry, row: int, offset: int, nbytes: int) -> RegionTable:
@@ -71,7 +74,7 @@ def _row_table(copier: Copier, entry: CacheEntry, row: int, offset: int, nbytes:
 
 
 def swap(
-    copier: Copier, caches: CacheTable, source: Cache, target: Cache, src_to_dst: object, *, emulates_device: bool
+    copies: LocalCopier, caches: CacheTable, source: Cache, target: Cache, src_to_dst: object, *, emulates_device: bool
 ) -> None:
     """A one-way copy between a host and a device blocks cache; nothing flows back, as in LLM-DataDist.
 
@@ -90,14 +93,15 @@ def swap(
                 f"src_to_dst has {side} index {outside}, {side}_cache {cache.cache_id} has blocks [0, {limit})"
             )
     if pairs:
-        if not emulates_device:
-            raise ParamInvalid(
-                "swap_blocks needs device memory, and there is no device; emulated_device=host says that DEVICE "
-                "caches lie in host memory"
-            )
-        tables = _table(copier, caches, source), _table(copier, caches, target)
-        blocks = copier.BlockList(sources, "src_to_dst"), copier.BlockList(targets, "src_to_dst")
-        copier.copy_blocks(*tables, 0, 0, len(tables[0]), *blocks)
+        copies.check_device("swap_blocks", emulates_device=emulates_device)
+        blocks = copies.copier.BlockList(sources, "src_to_dst"), copies.copier.BlockList(targets, "src_to_dst")
+        here, there = (_memory(cache, emulates_device) for cache in (source, target))
+        tables = _table(copies.copier, caches, source, here), _table(copies.copier, caches, target, there)
+        copies.copy(*tables, (here, there), blocks)
+
+
+def _memory(cache: Cache, emulates_device: bool) -> str:
+    return "host" if emulates_device or cache.cache_desc.placement is Placement.HOST else "device"
 
 
 def _indices(indices: list[object]) -> list[int]:
@@ -130,8 +134,11 @@ def _block_nbytes(desc: CacheDesc) -> int:
     return tensor_nbytes(desc) // desc.batch_size
 
 
-def _table(copier: Copier, caches: CacheTable, cache: Cache) -> RegionTable:
+def _table(copier: Copier, caches: CacheTable, cache: Cache, memory: str) -> RegionTable:
     """Blocks as the handle counts them, in its batch dimension."""
     num_blocks, nbytes = cache.cache_desc.batch_size, _block_nbytes(cache.cache_desc)
-    owner = caches.holder(cache, num_blocks * nbytes)
+    if memory == "host":
+        owner = caches.holder(cache, num_blocks * nbytes)
+    else:
+        owner = caches.find_here(cache.cache_id).table
     return copier.RegionTable([(each, num_blocks, nbytes, nbytes) for each in cache.tensor_addrs], owner=owner)

@@ -19,7 +19,7 @@ class LocalVerbs(EndpointCore):
         sources, targets = check_pairs_of_lists(copy_block_info)
         if not cache.is_blocks_cache:
             raise ParamInvalid(f"cache {cache.cache_id} is not a blocks cache")
-        copy_inside(self._copier, self._caches, cache.cache_id, sources, targets)
+        copy_inside(self._local_copier, self._caches, cache.cache_id, sources, targets)
 
     def copy_cache(
         self,
@@ -54,7 +54,7 @@ class LocalVerbs(EndpointCore):
         if size != -1 and size <= 0:
             raise ParamInvalid(f"size must be -1 or positive, got {size}")
         source, target = self._caches.find_here(src.cache_id), self._caches.find_here(dst.cache_id)
-        copy_rows(self._copier, source, target, (src_batch_index, dst_batch_index), offset, size)
+        copy_rows(self._local_copier, source, target, (src_batch_index, dst_batch_index), offset, size)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
         """Copies blocks from a host cache to a device cache or back, one way, as LLM-DataDist's verb of this name.
@@ -63,4 +63,4 @@ class LocalVerbs(EndpointCore):
         `emulated_device`.
         """
         self._check_open()
-        swap(self._copier, self._caches, src_cache, dst_cache, src_to_dst, emulates_device=self._emulates_device)
+        swap(self._local_copier, self._caches, src_cache, dst_cache, src_to_dst, emulates_device=self._emulates_device)

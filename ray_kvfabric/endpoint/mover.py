@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ray_kvfabric.cache.handle import Cache
+from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.endpoint.caches import CacheTable
 from ray_kvfabric.endpoint.links import LinkTable
 from ray_kvfabric.memory.copy import Copier
+from ray_kvfabric.memory.device import Devices, Mark
 from ray_kvfabric.route import EndpointInfo
 from ray_kvfabric.telemetry import Counters
 
@@ -29,4 +32,12 @@ class Mover:
     links: LinkTable
     counters: Counters
     copier: Copier
+    devices: Devices
     note_pull: NotePull
+
+    def mark(self, cache: Cache) -> Mark | None:
+        """What the calling thread's current stream still has to do before a device cache may be read or written."""
+        device = self.devices.device
+        if device is None or cache.cache_desc.placement is not Placement.DEVICE:
+            return None
+        return device.mark()

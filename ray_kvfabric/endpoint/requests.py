@@ -128,6 +128,7 @@ class Requests:
             self._stamp.transfer_id(transfer_id),
             self._stamp.deadline(timeout_s),
             is_pull,
+            self._mover.mark(cache),
             sources,
             targets,
         )

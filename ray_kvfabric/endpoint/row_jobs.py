@@ -48,7 +48,7 @@ class RowJob(Job):
 
     def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
         mover = self.mover
-        way, there = mover.links.way_of_row(self.way_name, self.deadline)
+        way, there = mover.links.way_of_row(self.way_name, entry.info.memory, self.deadline)
         names = self._names(way)
         self._check_pair(entry.info, way, there, names)
         parts = self.cut(Pair(entry.info, there, names))
@@ -57,7 +57,7 @@ class RowJob(Job):
             near, far = (part.target, part.source) if self.is_pull else (part.source, part.target)
             local = self._table(entry.table, entry.info, here_places, near)
             remote = RemoteCache(way.remote.info, self._table(way.remote.table, there, there_places, far))
-            receipt = self._move(way, local, remote, self._plan(span, part), stop)
+            receipt = self._move(way, entry, local, remote, self._plan(span, part), stop)
         if self.notes_pull:
             self._note_pull(way, there, parts[0].source, there_places)
         return receipt

@@ -106,6 +106,7 @@ class RowRequests:
             self._stamp.transfer_id(),
             self._stamp.deadline(),
             is_pull,
+            self._mover.mark(cache),
             cut,
             addresses,
             is_pull and self._is_requested and way[1].kind != "prefix",  # prefixes stay (contract 10.2)

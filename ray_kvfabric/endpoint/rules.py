@@ -7,15 +7,13 @@ from ray_kvfabric.errors import CacheNotFound, FeatureNotEnabled, ParamInvalid
 from ray_kvfabric.route import CacheInfo, EndpointInfo
 
 
-def check_accessible(here: CacheInfo, there: CacheInfo, transport: str, peer: str, *, is_requested: bool) -> None:
+def check_accessible(here: CacheInfo, there: CacheInfo, peer: str, *, is_requested: bool) -> None:
     """In request mode the owner serves the pull itself, so remote_accessible does not matter there."""
     if not is_requested:
         if not here.remote_accessible:
             raise ParamInvalid(f"cache {here.cache_id} was registered with remote_accessible=False")
         if not there.remote_accessible:
             raise ParamInvalid(f"cache {there.cache_id} of {peer} was registered with remote_accessible=False")
-    if here.memory == "device":
-        raise ParamInvalid(f"cache {here.cache_id} lies in device memory, which {transport} does not reach")
 
 
 def check_requested_pull(here: CacheInfo, there: CacheInfo, owner: EndpointInfo, has_device_pool: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.endpoint.links import LinkTable
 from ray_kvfabric.endpoint.transfers import TransferTable
+from ray_kvfabric.memory.device import Devices
+from ray_kvfabric.memory.device_pool import DevicePool
 from ray_kvfabric.memory.host_pool import HostPool
 from ray_kvfabric.route import CacheInfo, EndpointInfo
 
@@ -14,7 +16,8 @@ def describe_endpoint(
     caches: list[CacheInfo],
     links: LinkTable,
     transfers: TransferTable,
-    pools: dict[Placement, HostPool],
+    pools: dict[Placement, HostPool | DevicePool],
+    devices: Devices,
 ) -> dict[str, object]:
     return {
         "cluster_id": endpoint.cluster_id,
@@ -23,6 +26,7 @@ def describe_endpoint(
         "pid": endpoint.pid,
         "node": endpoint.node,
         "transports": list(endpoint.transports),
+        "device": None if devices.device is None else str(devices.device.id),
         "caches": [_describe_cache(cache) for cache in caches],
         "links": [
             {
@@ -37,11 +41,12 @@ def describe_endpoint(
         "transfers": [{"transfer_id": each.transfer_id, "state": each.state} for each in transfers.all()],
         "memory": _describe_pool(pools[Placement.HOST]),
         "device_memory": _describe_pool(pools[Placement.DEVICE]),
+        "transport_state": links.describe_transports(),
         "counters": links.totals(),
     }
 
 
-def _describe_pool(pool: HostPool) -> dict[str, object]:
+def _describe_pool(pool: HostPool | DevicePool) -> dict[str, object]:
     return {"budget_bytes": pool.budget, "used_bytes": pool.used, "huge_pages": pool.huge_pages}
 
 
@@ -51,6 +56,7 @@ def _describe_cache(cache: CacheInfo) -> dict[str, object]:
         "model_id": cache.model_id,
         "data_type": cache.data_type,
         "placement": cache.placement,
+        "memory": cache.memory if cache.device is None else str(cache.device),
         "tensors": len(cache.regions),
         "shape": list(cache.shape),
         "is_blocks": cache.is_blocks,

@@ -237,11 +237,13 @@ class TransferVerbs(EndpointCore):
     # ---- ways and outcomes -----------------------------------------------------------------------
 
     def open_link(self, cache_key: BlocksCacheKey, timeout_s: float | None = None) -> None:
-        """Opens what the first push to this key would open: a question to the directory, a mapping."""
+        """Opens what the first push to this key would open, from memory of the kind that it names: a question to the
+        directory, a mapping, a communicator.
+        """
         self._check_open()
         check_type(cache_key, BlocksCacheKey, "cache_key")
         deadline = self._control_deadline() if timeout_s is None else Deadline.after(timeout_s)
-        self._links.way(cache_key.way, deadline)
+        self._links.open(cache_key.way, deadline)
 
     def explain(self, cache_key: BlocksCacheKey) -> tuple[Route, list[Verdict]]:
         """The route to this key and, for each transport, why it could not serve it (None: it could)."""

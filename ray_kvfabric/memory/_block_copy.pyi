@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import final
 
+import numpy as np
+from numpy.typing import NDArray
+
 COPY_DONE: int
 COPY_TIMED_OUT: int
 COPY_STOPPED: int
@@ -77,6 +80,15 @@ def read_process(
     stop: StopWord | None = None,
     threads: int = 0,
 ) -> tuple[int, int, int]: ...
+def pieces(
+    source: RegionTable,
+    target: RegionTable,
+    source_first: int,
+    target_first: int,
+    count: int,
+    source_blocks: BlockList,
+    target_blocks: BlockList,
+) -> NDArray[np.uint64]: ...
 def time_bare_copy(
     source: RegionTable,
     target: RegionTable,

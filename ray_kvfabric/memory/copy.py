@@ -11,6 +11,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Protocol, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ray_kvfabric.errors import ConfigError
 
 # What became of a copy, the same in every kernel.
@@ -96,6 +99,25 @@ class ProcessCopy(Protocol):
     ) -> tuple[int, int, int]: ...
 
 
+class ListPieces(Protocol):
+    """uint64 [n, 3]: source address, target address and bytes of each contiguous piece, in plan order.
+
+    For whoever moves the bytes by other means than this processor; the addresses need not be mapped here. Where
+    source and target share bytes, pairs of blocks are not joined: one after the other, they do what `copy_blocks` does.
+    """
+
+    def __call__(
+        self,
+        source: RegionTable,
+        target: RegionTable,
+        source_first: int,
+        target_first: int,
+        count: int,
+        source_blocks: BlockList,
+        target_blocks: BlockList,
+    ) -> NDArray[np.uint64]: ...
+
+
 class BareCopy(Protocol):
     """Nanoseconds of one thread's plain copy, block by block: the yardstick of the benchmarks."""
 
@@ -125,6 +147,8 @@ class Copier(Protocol):
     def write_process(self) -> ProcessCopy: ...
     @property
     def read_process(self) -> ProcessCopy: ...
+    @property
+    def pieces(self) -> ListPieces: ...
     @property
     def time_bare_copy(self) -> BareCopy: ...
 

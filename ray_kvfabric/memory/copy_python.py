@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.crc32c import crc32c
 from ray_kvfabric.plan import merge_runs
@@ -344,6 +347,33 @@ def read_process(
     """(status, bytes copied, errno): as copy_blocks, the source addresses being process `pid`'s."""
     plan = _plan(source, target, source_first, target_first, count, source_blocks, target_blocks)
     return _move_process(pid, False, plan, deadline_ns, stop, threads)
+
+
+def pieces(
+    source: RegionTable,
+    target: RegionTable,
+    source_first: int,
+    target_first: int,
+    count: int,
+    source_blocks: BlockList,
+    target_blocks: BlockList,
+) -> NDArray[np.uint64]:
+    """uint64 [n, 3]: source address, target address and bytes of each contiguous piece, in plan order.
+
+    Where source and target share bytes, pairs of blocks are not joined.
+    """
+    plan = _plan(source, target, source_first, target_first, count, source_blocks, target_blocks)
+    found: list[list[int]] = []
+    is_shared = _shares_bytes(plan)
+    for here, there in plan.regions:
+        is_dense = here[2] == here[3] and there[2] == there[3] and not is_shared
+        for position, (i, j) in enumerate(plan.blocks):
+            before = plan.blocks[position - 1] if position and is_dense else None
+            if before == (i - 1, j - 1):
+                found[-1][2] += here[2]
+            else:
+                found.append([here[0] + i * here[3], there[0] + j * there[3], here[2]])
+    return np.array(found, np.uint64).reshape(-1, 3)
 
 
 def time_bare_copy(

@@ -1,4 +1,4 @@
-"""Memory that somebody else owns: an address, or an object with the buffer or the DLPack protocol.
+"""Memory that somebody else owns: an address, a torch tensor, or an object with the buffer or the DLPack protocol.
 
 The fabric keeps such an object alive while it is registered. What lies behind a bare address is the caller's
 word; before the fabric itself reads or writes there, it looks whether the process has it mapped.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,26 +18,42 @@ CPU_DEVICES = {1, 3, 11, 13}  # DLPack: kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUD
 
 
 class Borrowed(NamedTuple):
-    """`owner` keeps the bytes at `address` alive; None for a bare address."""
+    """`owner` keeps the bytes at `address` alive; None for a bare address. `device` is torch's, of a device tensor."""
 
     address: int
     owner: object
+    device: Any = None
 
 
 def borrow(source: object, nbytes: int, field: str) -> Borrowed:
     """The address of at least `nbytes` contiguous, writable bytes of `source`.
 
     TypeError for something that is neither an int nor a buffer nor a DLPack tensor (a negative or oversized
-    int too, as in contract 3.2); LLMException (LLM_PARAM_INVALID) for too few, scattered, read-only or device bytes.
+    int too, as in contract 3.2); LLMException (LLM_PARAM_INVALID) for too few, scattered or read-only bytes.
     """
     if isinstance(source, int):
         if not 0 <= source < 2**64:
             raise TypeError(f"{field} must be an address in [0, 2**64), got {source}")
         return Borrowed(int(source), None)
-    borrowed, found = _of_dlpack(source, field) if hasattr(source, "__dlpack__") else _of_buffer(source, field)
+    if _is_device_tensor(source):
+        borrowed, found = _of_device_tensor(source, field)
+    else:
+        borrowed, found = _of_dlpack(source, field) if hasattr(source, "__dlpack__") else _of_buffer(source, field)
     if found < nbytes:
         raise ParamInvalid(f"{field} holds {found} bytes, cache_desc needs {nbytes} a tensor")
     return borrowed
+
+
+def _is_device_tensor(source: object) -> bool:
+    """Whether it is a torch tensor outside the host, told without importing torch."""
+    kind = getattr(getattr(source, "device", None), "type", "cpu")
+    return kind not in ("cpu", "meta") and hasattr(source, "untyped_storage")
+
+
+def _of_device_tensor(source: Any, field: str) -> tuple[Borrowed, int]:
+    if not source.is_contiguous():
+        raise ParamInvalid(f"{field} is not contiguous: strides {source.stride()} for shape {tuple(source.shape)}")
+    return Borrowed(source.data_ptr(), source, source.device), source.numel() * source.element_size()
 
 
 def _of_buffer(source: object, field: str) -> tuple[Borrowed, int]:

@@ -11,14 +11,21 @@ a link. Nothing here imports Ray: what a link must ask of its peer goes through 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.memory.copy import Copier, RegionTable, StopWord
+from ray_kvfabric.memory.device import Devices, Mark
+from ray_kvfabric.memory.staging import Staging
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
+
+HOST_TO_HOST = frozenset({("host", "host")})
+ANY_WITH_DEVICE = frozenset({("device", "device"), ("host", "device"), ("device", "host")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,11 @@ class Capabilities:
     one_sided: bool
     same_host_only: bool
     foreign_memory: bool  # reaches memory that the fabric did not allocate
-    device_memory: bool = False
+    memories: frozenset[tuple[str, str]] = HOST_TO_HOST  # (local cache's, peer's cache's)
+
+    @property
+    def device_memory(self) -> bool:
+        return ("device", "device") in self.memories
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +48,24 @@ class LocalEnd:
 
     endpoint: EndpointInfo
     copier: Copier
+    devices: Devices
+    staging: Staging
+    hccl_buffer_mib: int
 
 
 class Order(NamedTuple):
-    """How one transfer is to be carried out. `deadline_ns` is CLOCK_MONOTONIC."""
+    """How one transfer is to be carried out. `deadline_ns` is CLOCK_MONOTONIC.
+
+    `cache_id` and `memory` are the local cache's; `after` is the caller's work on it, which the transfer waits for.
+    """
 
     transfer_id: str
     deadline_ns: int
     stop: StopWord | None = None
     digest: bool = False
+    memory: str = "host"
+    after: Mark | None = None
+    cache_id: int = 0
 
 
 @dataclass(slots=True)
@@ -54,6 +74,40 @@ class RemoteCache:
 
     info: CacheInfo
     table: RegionTable
+
+
+class Stretch(NamedTuple):
+    """Contiguous memory of a cache, and the object that keeps it alive, if there is one."""
+
+    address: int
+    nbytes: int
+    owner: object
+
+
+class LocalCache(Protocol):
+    """A cache of this endpoint, as a transport sees it that was asked for it by a peer."""
+
+    @property
+    def info(self) -> CacheInfo: ...
+    @property
+    def table(self) -> RegionTable: ...
+    def stretches(self) -> list[Stretch]: ...
+
+
+class Serving(NamedTuple):
+    """What a transport needs to answer peers.
+
+    `visit(cache_id, generation)`: the memory is not freed inside; raises CacheNotFound, StaleRoute.
+    `keep` holds a receipt ready for whoever waits for it here.
+    """
+
+    local: LocalEnd
+    visit: Callable[[int, int], AbstractContextManager[LocalCache]]
+    keep: Callable[[Receipt], None]
+    peers: PeerCalls | None
+
+
+Answerer = Callable[[dict[str, Any]], object]
 
 
 class Link(ABC):
@@ -103,6 +157,13 @@ class Link(ABC):
         }
         return {name: amount for name, amount in counted.items() if amount}
 
+    def is_current(self, remote: RemoteCache) -> bool:
+        """Whether the peer still has the cache as it was opened, as far as can be told without a call."""
+        return True
+
+    def tidy(self) -> None:  # noqa: B027  # most have nothing to tell
+        """Tells the peer what it waits for, now and then; no transfer depends on it."""
+
     @property
     @abstractmethod
     def is_alive(self) -> bool:
@@ -121,7 +182,7 @@ class Link(ABC):
 
 
 class Transport(ABC):
-    """One way to travel. Construction does nothing."""
+    """One way to travel, for one endpoint. Construction does nothing."""
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
@@ -132,8 +193,25 @@ class Transport(ABC):
 
     @abstractmethod
     def refusal(self, local: EndpointInfo, route: Route) -> str | None:
-        """Why this pair cannot use it for that cache; None when it can. Facts only, no try."""
+        """Why this pair cannot use it for that cache; None when it can. Facts only, no try.
+
+        That it moves between the two kinds of memory is in `capabilities`, and was looked at.
+        """
 
     @abstractmethod
     def open_link(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline) -> Link:
         """Raises LinkFailed, PeerLost, StaleIncarnation."""
+
+    def serve(self, serving: Serving) -> dict[str, Answerer]:
+        """The questions of peers that this transport answers, by name. Answers must be idempotent."""
+        return {}
+
+    def sweep(self) -> None:  # noqa: B027
+        """Takes back what was given to peers that died since; called now and then."""
+
+    def describe(self) -> dict[str, object]:
+        """What it holds besides its links, ready for JSON."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027
+        """Gives back what it holds; idempotent. Its links were closed before."""

@@ -20,6 +20,7 @@ from ray_kvfabric.errors import (
     PeerLost,
     StaleIncarnation,
     StaleRoute,
+    StillMoving,
     TransferCancelled,
     TransferTimeout,
 )
@@ -89,6 +90,8 @@ class HostLink(Link):
             status, nbytes, extra = self._write(source, target.table, plan, order)
             if status:
                 raise self._copy_error(status, nbytes, extra, order)
+        except StillMoving:  # the cell stays: the cache must not be freed under the device
+            raise
         except BaseException:
             self._page.leave(index, cell)
             raise
@@ -103,8 +106,12 @@ class HostLink(Link):
             if status:
                 raise self._copy_error(status, nbytes, extra, order)
             self._check_alive()
-        finally:
+        except StillMoving:
+            raise
+        except BaseException:
             self._page.leave(index, cell)
+            raise
+        self._page.leave(index, cell)
         self._page.count_pull(nbytes)
         digest = extra if order.digest else None
         return self._receipt(source, plan, order, started_ns, time.monotonic_ns(), nbytes, digest)
@@ -221,6 +228,9 @@ class HostLink(Link):
     @property
     def num_landed(self) -> int:
         return self._page.num_landed
+
+    def is_current(self, remote: RemoteCache) -> bool:
+        return self._page.is_current(remote.info.slot, remote.info.generation)
 
     @property
     def is_alive(self) -> bool:

@@ -11,7 +11,7 @@ from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport import _shared_page as shared_page
 
 KEPT = 4096  # receipts that nobody asked for yet
-_NUMBERED = ("other", "loopback", "shared_memory", "process_vm")
+_NUMBERED = ("other", "loopback", "shared_memory", "process_vm", "device_ipc")
 
 
 def transport_number(name: str) -> int:
@@ -46,6 +46,12 @@ class ReceiptReader:
                     f"({self.overwritten} records were overwritten before they were read)"
                 )
 
+    def keep(self, receipt: Receipt) -> None:
+        """Of a push that left no record in the page, because this endpoint took part in it itself."""
+        with self._lock:
+            self._keep_receipt(receipt)
+        self._page.ring()
+
     def _take(self, transfer_id: str) -> Receipt | None:
         with self._lock:
             self._collect()
@@ -65,9 +71,8 @@ class ReceiptReader:
             self.overwritten += 1
             return
         transfer_id, source, cache_id, layer, layers, blocks, nbytes, started_ns, landed_ns, digest, number = record
-        name = transfer_id.hex()
-        self._receipts[name] = Receipt(
-            transfer_id=name,
+        receipt = Receipt(
+            transfer_id=transfer_id.hex(),
             source_cluster_id=source,
             target_cluster_id=self._cluster_id,
             cache_id=cache_id,
@@ -80,5 +85,9 @@ class ReceiptReader:
             landed_ns=landed_ns,
             digest=digest,
         )
+        self._keep_receipt(receipt)
+
+    def _keep_receipt(self, receipt: Receipt) -> None:
+        self._receipts[receipt.transfer_id] = receipt
         while len(self._receipts) > KEPT:
             self._receipts.popitem(last=False)

@@ -12,7 +12,7 @@ from ray_kvfabric.route import EndpointInfo, Route
 from ray_kvfabric.transport.base import Transport
 
 GROUP = "ray_kvfabric.transports"
-BY_SPEED = ("loopback", "shared_memory", "process_vm")  # fastest first; others follow by name
+BY_SPEED = ("loopback", "shared_memory", "process_vm", "device_ipc", "hccl")  # fastest first; others follow by name
 
 
 class Verdict(NamedTuple):
@@ -48,14 +48,17 @@ def usable(allowed: Iterable[str] | None) -> tuple[Transport, ...]:
     return tuple(transport for transport in map(create, ordered) if transport.missing() is None)
 
 
-def judge(transports: Iterable[Transport], local: EndpointInfo, route: Route) -> list[Verdict]:
-    """Every transport with the reason why it cannot serve this pair, in order of preference."""
-    return [Verdict(transport.name, _refusal(transport, local, route)) for transport in transports]
+def judge(transports: Iterable[Transport], local: EndpointInfo, route: Route, memory: str) -> list[Verdict]:
+    """Every transport with the reason why it cannot serve this pair, in order of preference.
+
+    `memory` is that of the local cache.
+    """
+    return [Verdict(transport.name, _refusal(transport, local, route, memory)) for transport in transports]
 
 
-def choose(transports: tuple[Transport, ...], local: EndpointInfo, route: Route) -> Transport:
+def choose(transports: tuple[Transport, ...], local: EndpointInfo, route: Route, memory: str) -> Transport:
     """The first that serves this pair. Raises LinkFailed with every refusal."""
-    verdicts = judge(transports, local, route)
+    verdicts = judge(transports, local, route, memory)
     for transport, verdict in zip(transports, verdicts, strict=True):
         if verdict.refusal is None:
             return transport
@@ -66,9 +69,11 @@ def choose(transports: tuple[Transport, ...], local: EndpointInfo, route: Route)
     )
 
 
-def _refusal(transport: Transport, local: EndpointInfo, route: Route) -> str | None:
+def _refusal(transport: Transport, local: EndpointInfo, route: Route, memory: str) -> str | None:
     if transport.name not in route.endpoint.transports:
         return f"endpoint {route.endpoint.cluster_id} does not offer it"
-    if route.cache.memory == "device" and not transport.capabilities.device_memory:
-        return "it moves host memory only"
+    if (memory, route.cache.memory) not in transport.capabilities.memories:
+        return f"it does not move {memory} to {route.cache.memory} memory"
+    if route.cache.memory == "device" and route.cache.device is None:
+        return f"endpoint {route.endpoint.cluster_id} knows no device that the memory lies on"
     return transport.refusal(local, route)

@@ -183,7 +183,7 @@ def test_allocating_under_a_taken_key_is_refused(manager: CacheManager) -> None:
         (CacheDesc(1, (0, 16), DataType.DT_INT8, Placement.HOST), "dimension"),
         (CacheDesc(1, (1,) * 32, DataType.DT_INT8, Placement.HOST), "31 dimensions"),
         (CacheDesc(1, (2**40, 2**40), DataType.DT_INT8, Placement.HOST), "int64"),
-        (CacheDesc(1, (8, 16), DataType.DT_INT8), "device pool"),
+        (CacheDesc(1, (8, 16), DataType.DT_INT8), "device_pool"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(manager: CacheManager, made: CacheDesc, words: str) -> None:

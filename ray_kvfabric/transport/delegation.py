@@ -1,0 +1,93 @@
+"""Letting the peer do a transfer whose host memory is the peer's: only that side has a staging buffer for it.
+
+push, device here -> host there     the peer pulls from here, through its staging buffers
+pull, host there -> device here     the peer pushes to here
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import LinkFailed, TransferTimeout
+from ray_kvfabric.memory.copy import RegionTable
+from ray_kvfabric.plan import Plan
+from ray_kvfabric.ports import PeerCalls
+from ray_kvfabric.route import Receipt
+from ray_kvfabric.transport.base import Link, Order, RemoteCache
+from ray_kvfabric.transport.device_copy import check_limits
+from ray_kvfabric.transport.regions import told
+
+CARRY_OUT = "carry_out"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What moved over a link, where no shared page counts it. Threads may share it."""
+
+    nbytes_pushed: int = 0
+    nbytes_pulled: int = 0
+    num_landed: int = 0
+
+    def count(self, nbytes: int, *, is_pull: bool) -> None:
+        with _counting:
+            if is_pull:
+                self.nbytes_pulled += nbytes
+            else:
+                self.nbytes_pushed += nbytes
+            self.num_landed += 1
+
+
+_counting = threading.Lock()
+
+
+class Delegate:
+    """Of one link."""
+
+    def __init__(self, link: Link, peers: PeerCalls | None) -> None:
+        self._link = link
+        self._peers = peers
+        self.tally = Tally()
+
+    def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
+        return self._ask(source, target, plan, order, is_pull=False)
+
+    def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:
+        return self._ask(target, source, plan, order, is_pull=True)
+
+    def _ask(self, here: RegionTable, there: RemoteCache, plan: Plan, order: Order, *, is_pull: bool) -> Receipt:
+        """Raises what the peer's transfer raises."""
+        link = self._link
+        what = f"between endpoint {link.local.endpoint.cluster_id} and {link.peer}"
+        self._await_own_work(order, what)
+        check_limits(order, what)
+        if self._peers is None:
+            raise LinkFailed(f"{link!r} has no control connection to let {link.peer} carry out {order.transfer_id}")
+        deadline = Deadline(order.deadline_ns)
+        question = {**self._question(there, plan, order, is_pull), "my_regions": told(here)}
+        answer: Any = self._peers.ask(link.peer, CARRY_OUT, question, deadline)
+        receipt = Receipt(*answer)
+        self.tally.count(receipt.nbytes, is_pull=is_pull)
+        return receipt
+
+    def _question(self, remote: RemoteCache, plan: Plan, order: Order, is_pull: bool) -> dict[str, object]:
+        return {
+            "transfer_id": order.transfer_id,
+            "timeout_s": Deadline(order.deadline_ns).remaining_s,
+            "is_pull": not is_pull,
+            "cache_id": remote.info.cache_id,
+            "generation": remote.info.generation,
+            "their_cluster_id": self._link.local.endpoint.cluster_id,
+            "their_cache_id": order.cache_id,
+            "your_regions": told(remote.table),
+            "span": tuple(plan.span),
+            "source_blocks": list(plan.source_blocks),
+            "target_blocks": list(plan.target_blocks),
+        }
+
+    def _await_own_work(self, order: Order, what: str) -> None:
+        device = self._link.local.devices.device
+        if order.after is not None and device is not None and not device.await_mark(order.after, order.deadline_ns):
+            raise TransferTimeout(f"transfer {order.transfer_id} {what}: its source was not computed in time")

@@ -1,0 +1,215 @@
+"""device_ipc: the peer's device memory is mapped here by torch's IPC, and written by one batch of device copies.
+
+    open a cache   its owner is asked once for shares of its storages; they stay mapped while the way to it does
+    push           as over every link of one host (`host_link.py`): enter, copy, record. The peer runs no code
+    unmap          the owner is told; until then, or until this process died, it does not hand the memory out again
+Only the owner counts who maps a share: a process that dies could not count down.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ray_kvfabric.cache.layout import Region
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import FabricError, FeatureNotEnabled, LinkFailed
+from ray_kvfabric.memory.copy import RegionTable
+from ray_kvfabric.memory.device import Device, Share, Tensor
+from ray_kvfabric.plan import Plan
+from ray_kvfabric.ports import PeerCalls
+from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
+from ray_kvfabric.transport.base import (
+    ANY_WITH_DEVICE,
+    Answerer,
+    Capabilities,
+    Link,
+    LocalEnd,
+    Order,
+    RemoteCache,
+    Serving,
+    Transport,
+)
+from ray_kvfabric.transport.delegation import Delegate
+from ray_kvfabric.transport.device_copy import Outcome, carry_out
+from ray_kvfabric.transport.device_shares import SHARE, UNMAPPED, ShareDesk
+from ray_kvfabric.transport.host_link import HostLink, same_host_refusal
+
+TELL_S = 5.0
+NPU_GRANULE = 64
+Key = tuple[int, int]  # cache_id, generation
+
+
+class Mapped:
+    """Keeps a peer's cache mapped: the owner of its table."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+
+
+class DeviceIpcLink(HostLink):
+    transport = "device_ipc"
+
+    def __init__(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None) -> None:
+        super().__init__(local, peer)
+        self._peers = peers
+        self._delegate = Delegate(self, peers)
+        self._shares: dict[Key, list[Share]] = {}
+        self._unmapped: set[Key] = set()  # of which the owner was not told yet
+
+    # ---- mapping ---------------------------------------------------------------------------------
+
+    def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
+        if cache.memory == "host" or self.peer.pid == os.getpid():
+            return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
+        key = cache.cache_id, cache.generation
+        shares = self._shares[key] = self._ask_for_shares(key, deadline)
+        device = self.local.devices.open(f"a link to {self.peer}")
+        mapped = Mapped([_map(device, share) for share in shares])
+        weakref.finalize(mapped, self._unmapped.add, key)
+        regions = [self._moved(region, shares, mapped.tensors) for region in cache.regions]
+        return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=mapped))
+
+    def _ask_for_shares(self, key: Key, deadline: Deadline) -> list[Share]:
+        if self._peers is None:
+            raise LinkFailed(f"{self!r} has no control connection to ask {self.peer} for its memory")
+        shares: Any = self._peers.ask(self.peer, SHARE, self._question(key), deadline)
+        return [Share(*share) for share in shares]
+
+    def _question(self, key: Key) -> dict[str, int]:
+        incarnation = self.local.endpoint.incarnation
+        return {"cache_id": key[0], "generation": key[1], "pid": os.getpid(), "incarnation": incarnation}
+
+    def _moved(self, region: Region, shares: list[Share], tensors: list[Tensor]) -> Region:
+        for share, tensor in zip(shares, tensors, strict=True):
+            offset = region.base - share.address
+            if offset >= 0 and offset + region.extent <= share.nbytes:
+                return region._replace(base=tensor.data_ptr() + offset)
+        raise LinkFailed(f"{self.peer} announced a tensor at {region.base:#x} outside the memory that it shares")
+
+    def tidy(self) -> None:
+        """Tells the owner what is no longer mapped here; what it could not be told waits for the next time."""
+        for key in [*self._unmapped]:
+            if not self.is_alive or self._tell_unmapped(key):
+                self._unmapped.discard(key)
+                for share in self._shares.pop(key, []):
+                    self._remove_counter(share)
+
+    def _tell_unmapped(self, key: Key) -> bool:
+        with suppress(FabricError):
+            if self._peers is not None:
+                self._peers.ask(self.peer, UNMAPPED, self._question(key), Deadline.after(TELL_S))
+            return True
+        return False
+
+    def _remove_counter(self, share: Share) -> None:
+        """A process that was killed leaves torch's file of counters in /dev/shm."""
+        if not self.is_alive:
+            name = share.counter_handle.decode(errors="replace").lstrip("/")
+            with suppress(OSError):
+                (Path("/dev/shm") / name).unlink()
+
+    def close(self) -> None:
+        super().close()
+        self._unmapped |= self._shares.keys()
+        self.tidy()
+
+    # ---- moving ----------------------------------------------------------------------------------
+
+    def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
+        if target.info.memory == "host":
+            return self._delegate.push(source, target, plan, order)
+        return super().push(source, target, plan, order)
+
+    def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:
+        if source.info.memory == "host":
+            return self._delegate.pull(source, target, plan, order)
+        return super().pull(source, target, plan, order)
+
+    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> Outcome:
+        return self._move(source, target, plan, order, is_pull=False)
+
+    def _read(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> Outcome:
+        return self._move(source, target, plan, order, is_pull=True)
+
+    def _move(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order, *, is_pull: bool) -> Outcome:
+        if order.digest:
+            raise FeatureNotEnabled("device_ipc computes no digest: the bytes pass through the device only")
+        span = plan.span
+        pieces = self.local.copier.pieces(
+            source,
+            target,
+            span.source_first,
+            span.target_first,
+            span.num_regions,
+            plan.source_blocks,
+            plan.target_blocks,
+        )
+        device = self.local.devices.open(f"transfer {order.transfer_id}")
+        return carry_out(device, self.local.staging, pieces, order, is_pull=is_pull)
+
+    @property
+    def nbytes_pushed(self) -> int:
+        return super().nbytes_pushed + self._delegate.tally.nbytes_pushed
+
+    @property
+    def nbytes_pulled(self) -> int:
+        return super().nbytes_pulled + self._delegate.tally.nbytes_pulled
+
+    @property
+    def num_landed(self) -> int:
+        return super().num_landed + self._delegate.tally.num_landed
+
+
+def _map(device: Device, share: Share) -> Tensor:
+    """Under a name of no file, so that only the owner counts."""
+    return device.map_share(share._replace(counter_handle=b"/counted-by-its-owner"))
+
+
+class DeviceIpcTransport(Transport):
+    name = "device_ipc"
+    capabilities = Capabilities(one_sided=True, same_host_only=True, foreign_memory=True, memories=ANY_WITH_DEVICE)
+
+    def __init__(self) -> None:
+        self._desk: ShareDesk | None = None
+
+    def missing(self) -> str | None:
+        return None if find_spec("torch") else "torch is not installed"
+
+    def refusal(self, local: EndpointInfo, route: Route) -> str | None:
+        return same_host_refusal(local, route.endpoint) or _granule_refusal(route.cache)
+
+    def open_link(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline) -> Link:
+        return DeviceIpcLink(local, peer, peers)
+
+    def serve(self, serving: Serving) -> dict[str, Answerer]:
+        self._desk = ShareDesk(serving)
+        return {SHARE: self._desk.share, UNMAPPED: self._desk.unmapped}
+
+    def sweep(self) -> None:
+        if self._desk is not None:
+            self._desk.sweep()
+
+    def describe(self) -> dict[str, object]:
+        return {} if self._desk is None else self._desk.describe()
+
+    def close(self) -> None:
+        if self._desk is not None:
+            self._desk.close()
+
+
+def _granule_refusal(cache: CacheInfo) -> str | None:
+    """aclrtMemcpyAsync between device addresses wants them aligned; other paths do not."""
+    if cache.device is None or cache.device.kind != "npu":
+        return None
+    for region in cache.regions:
+        if (region.base | region.block_nbytes | region.block_stride) % NPU_GRANULE:
+            return (
+                f"blocks of {region.block_nbytes} bytes at {region.base:#x} do not lie on multiples of {NPU_GRANULE} "
+                "bytes, as copies on an NPU want it"
+            )
+    return None

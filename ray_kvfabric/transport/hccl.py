@@ -1,0 +1,312 @@
+"""hccl: NPU to NPU, on one host or between hosts, by HCCL's own paths (HCCS, RoCE).
+
+    push   the initiator asks the responder to receive, and sends; both derive the same items from the same plan
+    pull   it asks the responder to send, and receives
+One HcclBatchSendRecv carries all pieces of a transfer; host memory on either side goes through that side's staging
+buffers, one batch a window. A transfer is acknowledged by the responder's answer. An error breaks the communicator:
+both ends throw it away, and the next transfer makes another.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import (
+    FeatureNotEnabled,
+    LinkFailed,
+    LLMException,
+    PeerLost,
+    TransferTimeout,
+)
+from ray_kvfabric.memory.copy import RegionTable
+from ray_kvfabric.memory.device import Pieces
+from ray_kvfabric.plan import LayerSpan, Plan
+from ray_kvfabric.ports import PeerCalls
+from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
+from ray_kvfabric.transport import _shared_page as shared_page
+from ray_kvfabric.transport.base import (
+    ANY_WITH_DEVICE,
+    Answerer,
+    Capabilities,
+    Link,
+    LocalEnd,
+    Order,
+    RemoteCache,
+    Serving,
+    Transport,
+)
+from ray_kvfabric.transport.delegation import Tally
+from ray_kvfabric.transport.device_copy import check_limits
+from ray_kvfabric.transport.hccl_halves import Half, run_half
+from ray_kvfabric.transport.hccl_library import RECEIVE, SEND
+from ray_kvfabric.transport.hccl_pairs import INITIATOR, RESPONDER, Communicator, Pair, PairTable, in_thread
+from ray_kvfabric.transport.host_link import same_host_refusal
+from ray_kvfabric.transport.regions import inside, told
+
+TAKE_PART = "hccl_take_part"
+
+
+class HcclLink(Link):
+    transport = "hccl"
+
+    def __init__(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls, pairs: PairTable) -> None:
+        super().__init__(local, peer)
+        self._peers = peers
+        self._pairs = pairs
+        self._tally = Tally()
+        self._turns = {False: threading.Lock(), True: threading.Lock()}  # by is_pull
+        self._pidfd = _open_pidfd(local.endpoint, peer)
+        self._is_lost = False
+
+    def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
+        """Opens the communicator for pushes too, so that the first transfer need not."""
+        self._pairs.communicator(self._pair(is_pull=False), self.peer, deadline)
+        return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
+
+    def _pair(self, *, is_pull: bool) -> Pair:
+        return Pair(self.local.endpoint.incarnation, self.peer.incarnation, is_pull)
+
+    def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
+        return self._exchange(source, target.table, target.info, plan, order, is_pull=False)
+
+    def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:
+        return self._exchange(source.table, target, source.info, plan, order, is_pull=True)
+
+    def _exchange(
+        self, source: RegionTable, target: RegionTable, there: CacheInfo, plan: Plan, order: Order, *, is_pull: bool
+    ) -> Receipt:
+        if order.digest:
+            raise FeatureNotEnabled("hccl computes no digest: the bytes pass through the device only")
+        started_ns = time.monotonic_ns()
+        pieces = pieces_of(self.local, source, target, plan)
+        half = Half(
+            RECEIVE if is_pull else SEND, pieces, order, RESPONDER, self._window_nbytes(order.memory, there.memory)
+        )
+        question = {
+            **self._pair(is_pull=is_pull)._asdict(),
+            "transfer_id": order.transfer_id,
+            "cache_id": there.cache_id,
+            "generation": there.generation,
+            "from_cluster_id": self.local.endpoint.cluster_id,
+            "my_regions": told(target if is_pull else source),
+            "your_regions": told(source if is_pull else target),
+            "span": tuple(plan.span),
+            "source_blocks": list(plan.source_blocks),
+            "target_blocks": list(plan.target_blocks),
+            "window_nbytes": half.window_nbytes,
+            "started_ns": started_ns,
+        }
+        with self._turn(order, is_pull):
+            self._await_own_work(order)
+            check_limits(order, f"between endpoint {self.local.endpoint.cluster_id} and {self.peer}")
+            receipt = self._run(half, question, is_pull)
+        self._tally.count(receipt.nbytes, is_pull=is_pull)
+        return receipt
+
+    @contextmanager
+    def _turn(self, order: Order, is_pull: bool) -> Iterator[None]:
+        turn = self._turns[is_pull]
+        if not turn.acquire(timeout=Deadline(order.deadline_ns).remaining_s):
+            raise TransferTimeout(f"transfer {order.transfer_id}: others kept {self!r} busy")
+        try:
+            yield
+        finally:
+            turn.release()
+
+    def _window_nbytes(self, here: str, there: str) -> int:
+        if here == "host":
+            return self.local.endpoint.staging_nbytes
+        return self.peer.staging_nbytes if there == "host" else 0
+
+    def _await_own_work(self, order: Order) -> None:
+        device = self.local.devices.open(f"transfer {order.transfer_id}")
+        if order.after is not None and not device.await_mark(order.after, order.deadline_ns):
+            raise TransferTimeout(f"transfer {order.transfer_id}: what it moves was not computed in time")
+
+    def _run(self, half: Half, question: dict[str, object], is_pull: bool) -> Receipt:
+        deadline, pair = Deadline(half.order.deadline_ns), self._pair(is_pull=is_pull)
+        communicator = self._pairs.communicator(pair, self.peer, deadline)
+        question |= {"serial": communicator.serial, "timeout_s": deadline.remaining_s}
+        asked = in_thread(lambda: self._peers.ask(self.peer, TAKE_PART, question, deadline))
+        try:
+            run_half(self.local, communicator, half, lambda: self._check(asked, half.order))
+            answer: Any = asked.result(deadline.remaining_s)
+        except BaseException as error:
+            self._pairs.discard(pair, communicator)
+            raise self._cause(asked, error) from None
+        return Receipt(*answer)
+
+    def _check(self, asked: Future[Any], order: Order) -> None:
+        """The responder has refused or died; or the transfer is to end."""
+        if asked.done():
+            asked.result()
+        if not self.is_alive:
+            raise PeerLost(f"{self.peer} died during transfer {order.transfer_id}")
+        check_limits(order, f"to or from {self.peer}")
+
+    def _cause(self, asked: Future[Any], error: BaseException) -> BaseException:
+        """What the responder said, where it has said something: it knows better why the exchange broke."""
+        asked.cancel()
+        said = asked.exception() if asked.done() and not asked.cancelled() else None
+        if isinstance(said or error, PeerLost):
+            self._is_lost = True
+        if said is not None:
+            return said
+        if isinstance(error, TimeoutError) and not isinstance(error, LLMException):
+            return TransferTimeout(f"{self.peer} did not confirm in time")
+        return error
+
+    @property
+    def nbytes_pushed(self) -> int:
+        return self._tally.nbytes_pushed
+
+    @property
+    def nbytes_pulled(self) -> int:
+        return self._tally.nbytes_pulled
+
+    @property
+    def num_landed(self) -> int:
+        return self._tally.num_landed
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._is_lost and not (self._pidfd >= 0 and shared_page.has_ended(self._pidfd))
+
+    def close(self) -> None:
+        for is_pull in self._turns:
+            pair = self._pair(is_pull=is_pull)
+            communicator = self._pairs.find(pair)
+            if communicator is not None:
+                self._pairs.discard(pair, communicator)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+class Responder:
+    """Takes part in transfers that peers initiate."""
+
+    def __init__(self, serving: Serving, pairs: PairTable) -> None:
+        self._serving = serving
+        self._pairs = pairs
+
+    def take_part(self, arguments: dict[str, Any]) -> tuple[object, ...]:
+        """The receipt. Raises what went wrong here; the communicator is broken then."""
+        pair = Pair(arguments["initiator"], arguments["responder"], arguments["is_pull"])
+        communicator = self._pairs.find(pair)
+        if communicator is None or communicator.serial != arguments["serial"]:
+            raise LinkFailed(f"endpoint {self._serving.local.endpoint.cluster_id} has no such communicator any more")
+        try:
+            return tuple(self._take_part(communicator, arguments, pair.is_pull))
+        except BaseException:
+            self._pairs.discard(pair, communicator)
+            raise
+
+    def _take_part(self, communicator: Communicator, arguments: dict[str, Any], is_pull: bool) -> Receipt:
+        local, deadline = self._serving.local, Deadline.after(arguments["timeout_s"])
+        with self._serving.visit(arguments["cache_id"], arguments["generation"]) as cache:
+            here = local.copier.RegionTable(inside(cache.info, arguments["your_regions"]), owner=cache.table)
+            there = local.copier.RegionTable(arguments["my_regions"])
+            source, target = (here, there) if is_pull else (there, here)
+            plan = plan_of(local, arguments)
+            pieces = pieces_of(local, source, target, plan)
+            order = Order(arguments["transfer_id"], deadline.at_ns, memory=cache.info.memory)
+            half = Half(SEND if is_pull else RECEIVE, pieces, order, INITIATOR, arguments["window_nbytes"])
+            run_half(local, communicator, half, lambda: check_limits(order, "with its initiator"))
+        receipt = self._receipt(arguments, plan, half.nbytes, is_pull)
+        if not is_pull:
+            self._serving.keep(receipt)
+        return receipt
+
+    def _receipt(self, arguments: dict[str, Any], plan: Plan, nbytes: int, is_pull: bool) -> Receipt:
+        return Receipt(
+            arguments["transfer_id"],
+            arguments["from_cluster_id"],
+            self._serving.local.endpoint.cluster_id,
+            arguments["cache_id"],
+            plan.span.first_layer,
+            plan.span.num_layers,
+            len(plan.source_blocks),
+            nbytes,
+            "hccl",
+            arguments["started_ns"],
+            time.monotonic_ns(),
+        )
+
+
+class HcclTransport(Transport):
+    name = "hccl"
+    capabilities = Capabilities(one_sided=False, same_host_only=False, foreign_memory=True, memories=ANY_WITH_DEVICE)
+
+    def __init__(self) -> None:
+        self._pairs: PairTable | None = None
+
+    def missing(self) -> str | None:
+        return None if find_spec("torch_npu") else "torch_npu is not installed"
+
+    def refusal(self, local: EndpointInfo, route: Route) -> str | None:
+        device = route.cache.device
+        if device is not None and device.kind != "npu":
+            return f"cache {route.cache.cache_id} lies on {device}, no NPU"
+        if route.endpoint.pid == local.pid and same_host_refusal(local, route.endpoint) is None:
+            return "both endpoints live in one process, and HCCL makes one rank of it"
+        return None
+
+    def open_link(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None, deadline: Deadline) -> Link:
+        if peers is None or self._pairs is None:
+            raise LinkFailed(f"endpoint {local.endpoint.cluster_id} has no control connection to ask {peer}")
+        return HcclLink(local, peer, peers, self._pairs)
+
+    def serve(self, serving: Serving) -> dict[str, Answerer]:
+        self._pairs = PairTable(serving.local, serving.peers, serving.local.hccl_buffer_mib)
+        return {**self._pairs.answers(), TAKE_PART: Responder(serving, self._pairs).take_part}
+
+    def describe(self) -> dict[str, object]:
+        if self._pairs is None or not self._pairs.pairs():
+            return {}
+        return {"communicators": len(self._pairs.pairs()), "communicator_bytes": self._pairs.buffer_nbytes}
+
+    def close(self) -> None:
+        if self._pairs is not None:
+            self._pairs.close()
+
+
+def pieces_of(local: LocalEnd, source: RegionTable, target: RegionTable, plan: Plan) -> Pieces:
+    """The same at both ends: addresses of the other end are numbers here."""
+    span = plan.span
+    return local.copier.pieces(
+        source,
+        target,
+        span.source_first,
+        span.target_first,
+        span.num_regions,
+        plan.source_blocks,
+        plan.target_blocks,
+    )
+
+
+def plan_of(local: LocalEnd, arguments: dict[str, Any]) -> Plan:
+    copier = local.copier
+    return Plan(
+        LayerSpan(*arguments["span"]),
+        copier.BlockList(arguments["source_blocks"], "src_blocks"),
+        copier.BlockList(arguments["target_blocks"], "dst_blocks"),
+    )
+
+
+def _open_pidfd(local: EndpointInfo, peer: EndpointInfo) -> int:
+    """-1 for a process of another host, which only its silence betrays."""
+    if same_host_refusal(local, peer) is not None:
+        return -1
+    try:
+        return os.pidfd_open(peer.pid)
+    except ProcessLookupError:
+        raise PeerLost(f"{peer} has died") from None

@@ -1,0 +1,259 @@
+"""Communicators: for each initiator and responder one of two ranks, and one more if the initiator pulls too.
+
+    rank 0 is the initiator, rank 1 the responder. One initiator means one order of operations at both ends, and
+    opposite transfers never wait for each other.
+
+Making one takes the turn of both processes, since HCCL makes one at a time in a process. The lower incarnation leads:
+it takes its own turn, then the other's. So turns are taken in one order everywhere, and nobody waits in a circle.
+
+    initiator is lower     lead
+    initiator is higher    ask the responder to lead, and join when it asks
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import LinkFailed, LLMException, LLMStatusCode, TransferTimeout
+from ray_kvfabric.memory.device import Device
+from ray_kvfabric.ports import PeerCalls
+from ray_kvfabric.route import EndpointInfo
+from ray_kvfabric.transport.base import Answerer, LocalEnd
+from ray_kvfabric.transport.hccl_library import load_hccl
+
+logger = logging.getLogger(__name__)
+
+LEAD, JOIN = "hccl_lead", "hccl_join"
+INITIATOR, RESPONDER = 0, 1
+LOOK_NS = 20 * 10**6  # between looks at what may have gone wrong with an operation
+DESTROY_S = 5.0
+_turn = threading.Lock()  # HCCL's rule: one communicator is made at a time in a process
+
+
+class Pair(NamedTuple):
+    """Incarnations of both ends; `is_pull` says whose bytes they are: the responder's, or the initiator's."""
+
+    initiator: int
+    responder: int
+    is_pull: bool
+
+
+class Communicator:
+    """Two ranks and a private stream. `serial` is the same at both ends, and of no other communicator."""
+
+    def __init__(self, device: Device, handle: int, serial: int) -> None:
+        self.device = device
+        self.serial = serial
+        self.queue = device.open_queue()
+        self._handle = handle
+        self._lock = threading.Lock()
+
+    def batch(self, items: np.ndarray[Any, Any]) -> None:
+        load_hccl().batch(items, self._handle, self.queue.handle)
+
+    def settle(self, check: Callable[[], None]) -> None:
+        """Until everything enqueued is done. `check` raises when it is not worth waiting any longer."""
+        while not self.queue.finish(time.monotonic_ns() + LOOK_NS):
+            code = load_hccl().async_error(self._handle)
+            if code:
+                raise LLMException(
+                    f"the communicator broke: {load_hccl().words(code)}", status_code=LLMStatusCode.LLM_FAILED
+                )
+            check()
+
+    def close(self) -> None:
+        """Ends what is under way on it. Idempotent."""
+        with self._lock:
+            handle, self._handle = self._handle, 0
+        if not handle:
+            return
+        give_up = Deadline.after(DESTROY_S)
+        with self.device.current():
+            while not load_hccl().destroy(handle):
+                if give_up.passed:
+                    logger.warning("HCCL did not let go of a communicator within %g s", DESTROY_S)
+                    break
+                time.sleep(0.005)
+            self.queue.close()
+
+
+class PairTable:
+    """The communicators of one endpoint. Threads may share it."""
+
+    def __init__(self, local: LocalEnd, peers: PeerCalls | None, buffer_mib: int) -> None:
+        self._local = local
+        self._peers = peers
+        self._buffer_mib = buffer_mib
+        self._lock = threading.Lock()
+        self._made: dict[Pair, Communicator] = {}
+
+    def answers(self) -> dict[str, Answerer]:
+        return {LEAD: self._lead_for_peer, JOIN: self._join_peer}
+
+    def communicator(self, pair: Pair, peer: EndpointInfo, deadline: Deadline) -> Communicator:
+        """As initiator. Raises LinkFailed, PeerLost, TransferTimeout."""
+        found = self.find(pair)
+        if found is not None:
+            return found
+        serial = secrets.randbits(62)
+        if pair.initiator < pair.responder:
+            return self._lead(pair, serial, INITIATOR, peer, deadline)
+        question = {**pair._asdict(), "serial": serial, "them": self._local.endpoint, "timeout_s": deadline.remaining_s}
+        self._ask(peer, LEAD, question, deadline)
+        found = self.find(pair)
+        if found is None or found.serial != serial:
+            raise LinkFailed(f"{peer} led, and this endpoint has no communicator with it all the same")
+        return found
+
+    def find(self, pair: Pair) -> Communicator | None:
+        with self._lock:
+            return self._made.get(pair)
+
+    def discard(self, pair: Pair, communicator: Communicator) -> None:
+        """After an error: the next use makes another."""
+        with self._lock:
+            if self._made.get(pair) is communicator:
+                del self._made[pair]
+        communicator.close()
+
+    def forget(self, incarnation: int) -> None:
+        """Of a peer that died or whose link was closed."""
+        self._close({pair for pair in self.pairs() if incarnation in pair[:2]})
+
+    def pairs(self) -> list[Pair]:
+        with self._lock:
+            return [*self._made]
+
+    @property
+    def buffer_nbytes(self) -> int:
+        """Device memory of the communicators: two buffers each."""
+        return 2 * self._buffer_mib * 2**20 * len(self._made)
+
+    def close(self) -> None:
+        self._close(set(self.pairs()))
+
+    def _close(self, pairs: set[Pair]) -> None:
+        with self._lock:
+            dropped = [self._made.pop(pair) for pair in pairs if pair in self._made]
+        for communicator in dropped:
+            communicator.close()
+
+    # ---- making ----------------------------------------------------------------------------------
+
+    def _lead_for_peer(self, arguments: dict[str, Any]) -> bool:
+        pair, serial, peer = _named(arguments), arguments["serial"], arguments["them"]
+        self._lead(pair, serial, RESPONDER, peer, Deadline.after(arguments["timeout_s"]))
+        return True
+
+    def _join_peer(self, arguments: dict[str, Any]) -> bool:
+        pair, deadline = _named(arguments), Deadline.after(arguments["timeout_s"])
+        rank = INITIATOR if pair.initiator == self._local.endpoint.incarnation else RESPONDER
+        with _own_turn(deadline) as keep_turn:
+            joined = self._start_join(arguments["root_info"], arguments["serial"], rank, keep_turn())
+        self._keep(pair, _result(joined, deadline, "its peer did not join in time"))
+        return True
+
+    def _lead(self, pair: Pair, serial: int, rank: int, peer: EndpointInfo, deadline: Deadline) -> Communicator:
+        device = self._local.devices.open(f"a communicator with {peer}")
+        with _own_turn(deadline) as keep_turn:
+            with device.current():
+                root_info = load_hccl().root_info()
+            question = {
+                **pair._asdict(), "serial": serial, "root_info": root_info, "timeout_s": deadline.remaining_s,
+            }  # fmt: skip
+            asked = in_thread(lambda: self._ask(peer, JOIN, question, deadline))
+            joined = self._start_join(root_info, serial, rank, keep_turn())
+        wait([asked, joined], timeout=deadline.remaining_s, return_when=FIRST_EXCEPTION)
+        try:
+            _result(asked, deadline, f"{peer} did not join a communicator in time")
+            communicator = _result(joined, deadline, f"the communicator with {peer} was not made in time")
+        except BaseException:
+            joined.cancel()
+            raise
+        return self._keep(pair, communicator)
+
+    def _start_join(self, root_info: bytes, serial: int, rank: int, give_turn_back: Callable[[], None]) -> Future[Any]:
+        """In a thread of its own: the call cannot be bounded, the wait for it can. Nobody's late result is closed."""
+        device = self._local.devices.open("a communicator")
+
+        def join() -> Communicator:
+            try:
+                with device.current():
+                    return Communicator(device, load_hccl().join(root_info, rank, self._buffer_mib), serial)
+            finally:
+                give_turn_back()
+
+        return in_thread(join, unwanted=Communicator.close)
+
+    def _keep(self, pair: Pair, communicator: Communicator) -> Communicator:
+        with self._lock:
+            older, self._made[pair] = self._made.get(pair), communicator
+        if older is not None:
+            older.close()
+        return communicator
+
+    def _ask(self, peer: EndpointInfo, question: str, arguments: dict[str, Any], deadline: Deadline) -> object:
+        if self._peers is None:
+            raise LinkFailed(f"endpoint {self._local.endpoint.cluster_id} has no control connection to ask {peer}")
+        return self._peers.ask(peer, question, arguments, deadline)
+
+
+@contextmanager
+def _own_turn(deadline: Deadline) -> Iterator[Callable[[], Callable[[], None]]]:
+    """The process's turn. Whoever takes what is given inside gives the turn back itself, by calling that."""
+    if not _turn.acquire(timeout=deadline.remaining_s):
+        raise TransferTimeout("HCCL makes one communicator at a time, and others took all the time there was")
+    is_kept = False
+
+    def keep() -> Callable[[], None]:
+        nonlocal is_kept
+        is_kept = True
+        return _turn.release
+
+    try:
+        yield keep
+    finally:
+        if not is_kept:
+            _turn.release()
+
+
+def in_thread(work: Callable[[], Any], unwanted: Callable[[Any], None] | None = None) -> Future[Any]:
+    """Work in a thread of its own; `unwanted` gets a result that came after the future was cancelled."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+            return
+        if future.set_running_or_notify_cancel():
+            future.set_result(result)
+        elif unwanted is not None:
+            unwanted(result)
+
+    threading.Thread(target=run, name="kvfabric-hccl", daemon=True).start()
+    return future
+
+
+def _result(future: Future[Any], deadline: Deadline, late: str) -> Any:
+    wait([future], timeout=deadline.remaining_s)
+    if not future.done():
+        future.cancel()
+        raise TransferTimeout(late)
+    return future.result()
+
+
+def _named(arguments: dict[str, Any]) -> Pair:
+    return Pair(arguments["initiator"], arguments["responder"], arguments["is_pull"])
