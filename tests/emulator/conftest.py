@@ -1,0 +1,27 @@
+"""Two emulated NPUs under Ray. `make test-emulator` sets the environment that finds the emulation and torch_npu."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+NPUS = 2
+
+
+@pytest.fixture(scope="session")
+def npus() -> Iterator[None]:
+    """A Ray of this machine that was told of its emulated NPUs."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        resources={"NPU": NPUS},
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+        namespace="kvfabric",
+    )
+    yield
+    ray.shutdown()
