@@ -2,6 +2,7 @@
 #   make demo     the main job: prefill and decode split over two Ray actors
 #   make test     the tests
 #   make test-slow  those that take more than ten seconds each
+#   make test-emulator  device memory: the real torch_npu over an emulation of CANN's calls
 #   make bench    what a push costs on this machine
 #   make lint     format, types, imports, spelling
 #   make stress   the long tests
@@ -12,7 +13,13 @@ NATIVE := $(wildcard native_ext/*.c native_ext/*.h native_ext/*.pyx)
 SELF_TEST := native_ext/self_test.c $(filter-out native_ext/self_test.c native_ext/page.c,$(wildcard native_ext/*.c))
 C_FLAGS := -std=c11 -Wall -Wextra -Wno-unused-parameter -pthread -Inative_ext
 
-.PHONY: demo test test-slow bench lint stress test-native-c test-aarch64 clean
+# torch_npu lies in a folder of its own: on the path of everything, torch would load it and miss CANN.
+TORCH_NPU := $(CURDIR)/$(VENV)/torch_npu
+CANN := $(CURDIR)/build/cann
+EMULATED := KVFABRIC_CANN=$(CANN) KVFABRIC_TORCH_NPU=$(TORCH_NPU) LD_LIBRARY_PATH=$(CANN) PYTHONPATH=$(TORCH_NPU) \
+  TORCH_DEVICE_BACKEND_AUTOLOAD=0 HCCL_CONNECT_TIMEOUT=20
+
+.PHONY: demo test test-slow test-emulator cann bench lint stress test-native-c test-aarch64 clean
 
 demo: $(VENV)/.core
 	$(BIN)/kvfabric demo
@@ -26,6 +33,14 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow tests/integration
+
+test-emulator: $(VENV)/.torch_npu cann
+	$(MAKE) --no-print-directory -C native_ext/cann_emulator abi OUT=$(CANN) HEADERS=$(TORCH_NPU)/torch_npu/include
+	KVFABRIC_CANN=$(CANN) KVFABRIC_TORCH_NPU=$(TORCH_NPU) $(BIN)/python -m pytest --numprocesses 2 tests/emulator/rules
+	$(EMULATED) $(BIN)/python -m pytest tests/emulator --ignore tests/emulator/rules
+
+cann:
+	$(MAKE) --no-print-directory -C native_ext/cann_emulator -j2 OUT=$(CANN)
 
 stress: $(VENV)/.test
 	$(BIN)/python -m pytest tests/stress
@@ -66,6 +81,11 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml setup.py $(NATIVE)
 	@echo "== installing ray-kvfabric and what its tests need (torch and transformers among them: a few minutes)"
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,lint]'
 	@touch $@ $(VENV)/.core
+
+$(VENV)/.torch_npu: $(VENV)/.test
+	@echo "== installing torch_npu beside the environment"
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TORCH_NPU) torch_npu==2.13.0
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

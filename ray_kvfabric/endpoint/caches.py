@@ -242,12 +242,16 @@ class CacheTable:
 
     @contextmanager
     def visit(self, cache_id: int, generation: int) -> Iterator[CacheEntry]:
-        """For a peer that was told of this generation: the memory stays inside. Raises CacheNotFound, StaleRoute."""
+        """For a peer that was told of this generation: the memory stays inside. Raises StaleRoute when it is gone."""
         number = -next(self._visits)
-        entry = self.enter(cache_id, number)
+        gone = f"cache {cache_id} of this endpoint is not what it was when the link opened it"
+        try:
+            entry = self.enter(cache_id, number)
+        except CacheNotFound:
+            raise StaleRoute(gone) from None
         try:
             if entry.info.generation != generation:
-                raise StaleRoute(f"cache {cache_id} of this endpoint is not what it was when the link opened it")
+                raise StaleRoute(gone)
             yield entry
         finally:
             entry.leave(number)

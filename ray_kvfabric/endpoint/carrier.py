@@ -11,6 +11,7 @@ from typing import Any
 from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.links import LinkTable, Way
+from ray_kvfabric.errors import PeerLost, StaleIncarnation, StaleRoute
 from ray_kvfabric.plan import LayerSpan, Plan
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.base import LocalCache, Order, RemoteCache, Serving
@@ -28,17 +29,27 @@ class Carrier:
         """The receipt as the peer and this endpoint keep it. Raises what the transfer raises."""
         deadline = Deadline.after(arguments["timeout_s"])
         with self._serving.visit(arguments["cache_id"], arguments["generation"]) as cache:
-            name = arguments["their_cluster_id"], CacheName("id", arguments["their_cache_id"])
-            way = self._links.way(name, cache.info.memory, deadline)
-            receipt = self._move(way, cache, arguments, deadline)
+            try:
+                receipt = self._attempt(cache, arguments, deadline)
+            except StaleRoute:  # their cache is another than this endpoint knew
+                receipt = self._attempt(cache, arguments, deadline)
         receipt = receipt._replace(
-            source_cluster_id=name[0],
+            source_cluster_id=arguments["their_cluster_id"],
             target_cluster_id=self._serving.local.endpoint.cluster_id,
             cache_id=arguments["cache_id"],
         )
         if arguments["is_pull"]:
             self._serving.keep(receipt)
         return tuple(receipt)
+
+    def _attempt(self, cache: LocalCache, arguments: dict[str, Any], deadline: Deadline) -> Receipt:
+        name = arguments["their_cluster_id"], CacheName("id", arguments["their_cache_id"])
+        way = self._links.way(name, cache.info.memory, deadline)
+        try:
+            return self._move(way, cache, arguments, deadline)
+        except (StaleRoute, StaleIncarnation, PeerLost):
+            self._links.forget(way)
+            raise
 
     def _move(self, way: Way, cache: LocalCache, arguments: dict[str, Any], deadline: Deadline) -> Receipt:
         copier = self._serving.local.copier

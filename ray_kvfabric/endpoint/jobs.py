@@ -55,13 +55,13 @@ class Job(ABC):
 
     def _run_inside(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
         try:
-            return self._run_once(entry, stop)
+            return self._run_once(entry, stop, is_last=False)
         except StaleRoute:
             pass  # and once more, outside the handler: a second error must not hold the first one's frames
-        return self._run_once(entry, stop)
+        return self._run_once(entry, stop, is_last=True)
 
     @abstractmethod
-    def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt: ...
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None, *, is_last: bool) -> Receipt: ...
 
     def _move(
         self, way: Way, entry: CacheEntry, local: RegionTable, remote: RemoteCache, plan: Plan, stop: StopWord | None
@@ -101,9 +101,16 @@ class BlocksJob(Job):
     source_blocks: Blocks
     target_blocks: Blocks
 
-    def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None, *, is_last: bool) -> Receipt:
         way = self.mover.links.way(self.way_name, entry.info.memory, self.deadline)
-        return self._move(way, entry, entry.table, way.remote, self._plan(entry, way), stop)
+        try:
+            plan = self._plan(entry, way)
+        except ParamInvalid as refusal:
+            if is_last or way.link.is_current(way.remote):
+                raise
+            self.mover.links.forget(way)  # it was checked against what may be there no longer
+            raise StaleRoute(str(refusal)) from None
+        return self._move(way, entry, entry.table, way.remote, plan, stop)
 
     def _plan(self, entry: CacheEntry, way: Way) -> Plan:
         """The native stage of contract 12.1, every refusal before a byte moves.

@@ -93,7 +93,7 @@ class LinkTable:
     def sweep(self) -> None:
         """Closes the links of peers that died, and with them the mappings of their memory; drops stale ways."""
         with self._opening:
-            self._drop(lambda _, way: not way.link.is_current(way.remote))
+            self._drop(lambda _, way: way.link.is_current(way.remote) is False)
             for transport in self._transports:
                 transport.sweep()
             for link in self.links():

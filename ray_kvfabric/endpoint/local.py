@@ -137,8 +137,6 @@ def _block_nbytes(desc: CacheDesc) -> int:
 def _table(copier: Copier, caches: CacheTable, cache: Cache, memory: str) -> RegionTable:
     """Blocks as the handle counts them, in its batch dimension."""
     num_blocks, nbytes = cache.cache_desc.batch_size, _block_nbytes(cache.cache_desc)
-    if memory == "host":
-        owner = caches.holder(cache, num_blocks * nbytes)
-    else:
-        owner = caches.find_here(cache.cache_id).table
+    is_here = memory == "host"
+    owner = caches.holder(cache, num_blocks * nbytes) if is_here else caches.find_here(cache.cache_id).table
     return copier.RegionTable([(each, num_blocks, nbytes, nbytes) for each in cache.tensor_addrs], owner=owner)

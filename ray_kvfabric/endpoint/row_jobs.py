@@ -46,7 +46,7 @@ class RowJob(Job):
     addresses: tuple[int, ...] | None
     notes_pull: bool
 
-    def _run_once(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None, *, is_last: bool) -> Receipt:
         mover = self.mover
         way, there = mover.links.way_of_row(self.way_name, entry.info.memory, self.deadline)
         names = self._names(way)

@@ -113,8 +113,11 @@ class Device(ABC):
         """uint8 [nbytes], zeroed. Raises OutOfMemory."""
 
     @abstractmethod
-    def adopt(self, address: int, nbytes: int) -> Tensor:
-        """uint8 [nbytes] over memory of this device that somebody else keeps alive."""
+    def block_around(self, address: int) -> Tensor:
+        """uint8 over the whole block of torch's allocator that an address lies in, which somebody else keeps alive.
+
+        Raises LLMException (LLM_PARAM_INVALID) for memory that torch did not allocate.
+        """
 
     @abstractmethod
     def mark(self) -> Mark | None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
 
-from ray_kvfabric.errors import LinkFailed, OutOfMemory
+from ray_kvfabric.errors import LinkFailed, OutOfMemory, ParamInvalid
 from ray_kvfabric.memory.device import Device, Mark, Share, Tensor
 
 _FIRST_NAP_S, _LONGEST_NAP_S = 20e-6, 1e-3
@@ -59,10 +59,14 @@ class TorchDevice(Device):
         tensor.zero_()
         self._torch.accelerator.current_stream().synchronize()
 
-    def adopt(self, address: int, nbytes: int) -> Tensor:
+    def block_around(self, address: int) -> Tensor:
         with self.current():
-            storage = self._construct_storage(address, nbytes)
-            return self._over(storage, nbytes)
+            for segment in self._module.memory_snapshot():
+                for block in segment["blocks"] if segment["device"] == self.index else ():
+                    if block["address"] <= address < block["address"] + block["size"]:
+                        storage = self._construct_storage(block["address"], block["size"])
+                        return self._over(storage, block["size"])
+        raise ParamInvalid(f"{address:#x} lies in no memory that torch allocated on {self}")
 
     def _construct_storage(self, address: int, nbytes: int) -> Any:
         return self._torch._C._construct_storage_from_data_pointer(address, self.torch_device, nbytes)
@@ -127,9 +131,7 @@ class TorchDevice(Device):
 
     def release_share(self, share: Share) -> None:
         with self.current():
-            getattr(self._torch.UntypedStorage, self.share_names[2])(
-                share.counter_handle, share.counter_offset, device=self.index
-            )
+            getattr(self._torch.UntypedStorage, self.share_names[2])(share.counter_handle, share.counter_offset)
 
     def collect(self) -> None:
         with self.current():

@@ -1,10 +1,11 @@
-"""A target endpoint for tests: in this process (LocalPeer) or in a child of its own (ChildPeer), with one surface."""
+"""An endpoint for tests, in this process (LocalPeer) or in a child of its own (ChildPeer), with one surface."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,42 +16,53 @@ from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings
 from ray_kvfabric.route import Receipt
+from ray_kvfabric.testing.contents import read_tensor, write_tensor
 from ray_kvfabric.testing.directory import DictDirectory
 
 PATIENCE_S = 60.0
 
 
-class LocalPeer:
-    """A CacheManager and the commands that a test gives it."""
+class Endpoint:
+    """A CacheManager and the commands that a test gives it. Its caches are of one placement."""
 
-    def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
-        self.directory = directory
-        self.manager = CacheManager(cluster_id, directory=directory, settings=settings)
+    dies_alone = False  # whether it lives in a process that a test may kill
+
+    def __init__(self, manager: CacheManager, placement: Placement = Placement.HOST) -> None:
+        self.manager = manager
+        self.placement = placement
 
     @property
     def cluster_id(self) -> int:
         return self.manager.endpoint.cluster_id
 
     def allocate(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
-        desc = CacheDesc(num_tensors, shape, DataType[data_type], Placement.HOST)
+        desc = CacheDesc(num_tensors, shape, DataType[data_type], self.placement)
         return self.manager.allocate_blocks_cache(desc, _key(model_id)).cache_id
 
     def register(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
-        """A cache over numpy arrays, which the fabric did not allocate."""
-        desc = CacheDesc(num_tensors, shape, DataType[data_type], Placement.HOST)
-        arrays = [np.zeros(desc.size, np.uint8) for _ in range(num_tensors)]
-        return self.manager.register_blocks_cache(desc, list(arrays), _key(model_id)).cache_id
+        """A cache over numpy arrays, or device tensors, which the fabric did not allocate."""
+        desc = CacheDesc(num_tensors, shape, DataType[data_type], self.placement)
+        return self.manager.register_blocks_cache(desc, self._memory(desc), _key(model_id)).cache_id
 
     def rows(
         self, num_tensors: int, shape: tuple[int, ...], data_type: str, req_ids: list[int], allocates: bool
     ) -> int:
         """A continuous cache; `req_ids[i]` names row i."""
-        desc = CacheDesc(num_tensors, shape, DataType[data_type], Placement.HOST)
+        desc = CacheDesc(num_tensors, shape, DataType[data_type], self.placement)
         keys = [CacheKey(0, req_id) for req_id in req_ids]
         if allocates:
             return self.manager.allocate_cache(desc, keys).cache_id
-        arrays = [np.zeros(desc.size, np.uint8) for _ in range(num_tensors)]
-        return self.manager.register_cache(desc, list(arrays), keys).cache_id
+        return self.manager.register_cache(desc, self._memory(desc), keys).cache_id
+
+    def _memory(self, desc: CacheDesc) -> list[object]:
+        if self.placement is Placement.HOST:
+            return [np.zeros(desc.size, np.uint8) for _ in range(desc.num_tensors)]
+        torch = import_module("torch")
+        device = torch.accelerator.current_accelerator()
+        return [torch.empty(desc.size, dtype=torch.uint8, device=device) for _ in range(desc.num_tensors)]
+
+    def num_blocks(self, cache_id: int) -> int:
+        return self.manager.cache(cache_id).cache_desc.shape[0]
 
     def addresses(self, cache_id: int) -> list[int]:
         return self.manager.cache(cache_id).tensor_addrs
@@ -61,12 +73,12 @@ class LocalPeer:
     def fill(self, cache_id: int, value: int) -> None:
         cache = self.manager.cache(cache_id)
         for tensor in range(cache.cache_desc.num_tensors):
-            _bytes_of(cache, tensor)[:] = value
+            write_tensor(cache, tensor, np.full(cache.cache_desc.size, value, np.uint8))
 
     def read(self, cache_id: int) -> list[bytes]:
         """Every tensor's bytes."""
         cache = self.manager.cache(cache_id)
-        return [_bytes_of(cache, tensor).tobytes() for tensor in range(cache.cache_desc.num_tensors)]
+        return [read_tensor(cache, tensor).tobytes() for tensor in range(cache.cache_desc.num_tensors)]
 
     def wait_received(self, transfer_id: str, timeout_s: float) -> Receipt:
         return self.manager.wait_received(transfer_id, timeout_s)
@@ -78,8 +90,18 @@ class LocalPeer:
         self.manager.close()
 
 
+class LocalPeer(Endpoint):
+    """An endpoint of this process, in a directory that is a dictionary."""
+
+    def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
+        super().__init__(CacheManager(cluster_id, directory=directory, settings=settings))
+        self.directory = directory
+
+
 class ChildPeer:
     """A LocalPeer in a child process; what it announces is copied into the parent's directory after each command."""
+
+    dies_alone = True
 
     def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
         self.cluster_id = cluster_id
@@ -105,6 +127,9 @@ class ChildPeer:
         self, num_tensors: int, shape: tuple[int, ...], data_type: str, req_ids: list[int], allocates: bool
     ) -> int:
         return int(self._call("rows", num_tensors, shape, data_type, req_ids, allocates))
+
+    def num_blocks(self, cache_id: int) -> int:
+        return int(self._call("num_blocks", cache_id))
 
     def addresses(self, cache_id: int) -> list[int]:
         return list(self._call("addresses", cache_id))
@@ -183,8 +208,3 @@ def _serve(pipe: Connection, cluster_id: int, settings: EndpointSettings | None)
 
 def _key(model_id: int | None) -> BlocksCacheKey | None:
     return None if model_id is None else BlocksCacheKey(0, model_id)
-
-
-def _bytes_of(cache: Any, tensor: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    flat: np.ndarray[Any, np.dtype[np.uint8]] = cache.numpy(tensor).reshape(-1).view(np.uint8)
-    return flat

@@ -97,7 +97,7 @@ class LocalCache(Protocol):
 class Serving(NamedTuple):
     """What a transport needs to answer peers.
 
-    `visit(cache_id, generation)`: the memory is not freed inside; raises CacheNotFound, StaleRoute.
+    `visit(cache_id, generation)`: the memory is not freed inside; raises StaleRoute.
     `keep` holds a receipt ready for whoever waits for it here.
     """
 
@@ -157,9 +157,9 @@ class Link(ABC):
         }
         return {name: amount for name, amount in counted.items() if amount}
 
-    def is_current(self, remote: RemoteCache) -> bool:
-        """Whether the peer still has the cache as it was opened, as far as can be told without a call."""
-        return True
+    def is_current(self, remote: RemoteCache) -> bool | None:
+        """Whether the peer still has the cache as it was opened; None where that cannot be told without a call."""
+        return None
 
     def tidy(self) -> None:  # noqa: B027  # most have nothing to tell
         """Tells the peer what it waits for, now and then; no transfer depends on it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,10 +46,7 @@ Key = tuple[int, int]  # cache_id, generation
 
 
 class Mapped:
-    """Keeps a peer's cache mapped: the owner of its table."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
+    """A peer's cache is mapped while this lives: the owner of its table."""
 
 
 class DeviceIpcLink(HostLink):
@@ -59,7 +57,10 @@ class DeviceIpcLink(HostLink):
         self._peers = peers
         self._delegate = Delegate(self, peers)
         self._shares: dict[Key, list[Share]] = {}
-        self._unmapped: set[Key] = set()  # of which the owner was not told yet
+        # Caches that nobody uses here any more, still mapped: torch may drop a mapping in a thread with a device only,
+        # and whoever drops the last table may be any thread, the garbage collector's too.
+        self._unused: deque[tuple[Key, list[Tensor]]] = deque()
+        self._untold: set[Key] = set()  # unmapped, and the owner was not told yet
 
     # ---- mapping ---------------------------------------------------------------------------------
 
@@ -69,9 +70,10 @@ class DeviceIpcLink(HostLink):
         key = cache.cache_id, cache.generation
         shares = self._shares[key] = self._ask_for_shares(key, deadline)
         device = self.local.devices.open(f"a link to {self.peer}")
-        mapped = Mapped([_map(device, share) for share in shares])
-        weakref.finalize(mapped, self._unmapped.add, key)
-        regions = [self._moved(region, shares, mapped.tensors) for region in cache.regions]
+        tensors = [_map(device, share) for share in shares]
+        mapped = Mapped()
+        weakref.finalize(mapped, self._unused.append, (key, tensors)).atexit = False
+        regions = [self._moved(region, shares, tensors) for region in cache.regions]
         return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=mapped))
 
     def _ask_for_shares(self, key: Key, deadline: Deadline) -> list[Share]:
@@ -92,12 +94,25 @@ class DeviceIpcLink(HostLink):
         raise LinkFailed(f"{self.peer} announced a tensor at {region.base:#x} outside the memory that it shares")
 
     def tidy(self) -> None:
-        """Tells the owner what is no longer mapped here; what it could not be told waits for the next time."""
-        for key in [*self._unmapped]:
-            if not self.is_alive or self._tell_unmapped(key):
-                self._unmapped.discard(key)
-                for share in self._shares.pop(key, []):
-                    self._remove_counter(share)
+        """Unmaps what nobody uses here, and tells the owner; what it could not be told waits for the next time."""
+        self._unmap_unused()
+        self._tell_untold(is_alive=self.is_alive)
+
+    def _tell_untold(self, *, is_alive: bool) -> None:
+        for key in [*self._untold]:
+            if is_alive and not self._tell_unmapped(key):
+                continue
+            self._untold.discard(key)
+            for share in self._shares.pop(key, []):
+                if not is_alive:
+                    _remove_counter(share)
+
+    def _unmap_unused(self) -> None:
+        while self._unused:
+            key, tensors = self._unused.popleft()
+            with self.local.devices.open("a mapping").current():
+                tensors.clear()
+            self._untold.add(key)
 
     def _tell_unmapped(self, key: Key) -> bool:
         with suppress(FabricError):
@@ -106,17 +121,11 @@ class DeviceIpcLink(HostLink):
             return True
         return False
 
-    def _remove_counter(self, share: Share) -> None:
-        """A process that was killed leaves torch's file of counters in /dev/shm."""
-        if not self.is_alive:
-            name = share.counter_handle.decode(errors="replace").lstrip("/")
-            with suppress(OSError):
-                (Path("/dev/shm") / name).unlink()
-
     def close(self) -> None:
+        was_alive = self.is_alive
         super().close()
-        self._unmapped |= self._shares.keys()
-        self.tidy()
+        self._unmap_unused()
+        self._tell_untold(is_alive=was_alive)
 
     # ---- moving ----------------------------------------------------------------------------------
 
@@ -163,6 +172,13 @@ class DeviceIpcLink(HostLink):
     @property
     def num_landed(self) -> int:
         return super().num_landed + self._delegate.tally.num_landed
+
+
+def _remove_counter(share: Share) -> None:
+    """A process that was killed leaves torch's file of counters in /dev/shm."""
+    name = share.counter_handle.decode(errors="replace").lstrip("/")
+    with suppress(OSError):
+        (Path("/dev/shm") / name).unlink()
 
 
 def _map(device: Device, share: Share) -> Tensor:

@@ -1,11 +1,16 @@
-"""The owner's side of device_ipc: which processes map which of this endpoint's device memory."""
+"""The owner's side of device_ipc: which endpoints map which of this endpoint's device memory.
+
+shared   one counter of torch's stands at 1; a cache that is freed then keeps its memory until it is 0
+nobody   the last endpoint has unmapped it, or died: the counter goes to 0, and torch may hand the memory out again
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from ray_kvfabric.errors import ParamInvalid, PeerLost
 from ray_kvfabric.memory.device import Device, Share
@@ -15,32 +20,33 @@ from ray_kvfabric.transport.base import LocalCache, Serving
 SHARE, UNMAPPED = "device_ipc_share", "device_ipc_unmapped"
 
 
-class _Holder(NamedTuple):
-    """A process that maps a cache."""
+@dataclass(slots=True)
+class _Shared:
+    """One generation of a cache; `holders` are incarnations."""
 
-    incarnation: int
-    cache_id: int
-    generation: int
+    shares: list[Share]
+    holders: set[int] = field(default_factory=set)
 
 
 class ShareDesk:
-    """Torch keeps a freed tensor's memory aside while its counter is not zero; this counts down, and nobody else."""
+    """Threads may share it. Only it counts: a process that dies could not."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._lock = threading.Lock()
-        self._given: dict[_Holder, list[Share]] = {}
+        self._shared: dict[tuple[int, int], _Shared] = {}  # by cache_id and generation
         self._processes: dict[int, int] = {}  # incarnation -> pidfd
 
     def share(self, arguments: dict[str, Any]) -> list[tuple[object, ...]]:
-        """Shares of the storages under a cache; asked again by the same endpoint, the same shares."""
-        holder = _holder(arguments)
-        with self._serving.visit(holder.cache_id, holder.generation) as cache, self._lock:
-            if holder not in self._given:
-                self._watch(holder.incarnation, arguments["pid"])
-                device = self._serving.local.devices.open(f"cache {holder.cache_id}")
-                self._given[holder] = list(_shares(device, cache))
-            return [tuple(share) for share in self._given[holder]]
+        """Shares of the storages under a cache."""
+        key = arguments["cache_id"], arguments["generation"]
+        with self._serving.visit(*key) as cache, self._lock:
+            self._watch(arguments["incarnation"], arguments["pid"])
+            if key not in self._shared:
+                device = self._serving.local.devices.open(f"cache {key[0]}")
+                self._shared[key] = _Shared(list(_shares(device, cache)))
+            self._shared[key].holders.add(arguments["incarnation"])
+            return [tuple(share) for share in self._shared[key].shares]
 
     def _watch(self, incarnation: int, pid: int) -> None:
         if incarnation not in self._processes:
@@ -51,54 +57,53 @@ class ShareDesk:
 
     def unmapped(self, arguments: dict[str, Any]) -> bool:
         with self._lock:
-            self._take_back(_holder(arguments))
+            self._drop((arguments["cache_id"], arguments["generation"]), {arguments["incarnation"]})
         return True
 
     def sweep(self) -> None:
-        """Takes back what dead processes had mapped."""
+        """Counts down for processes that died."""
         with self._lock:
             dead = {each for each, pidfd in self._processes.items() if shared_page.has_ended(pidfd)}
-            for holder in [holder for holder in self._given if holder.incarnation in dead]:
-                self._take_back(holder)
+            for key in [*self._shared] if dead else ():
+                self._drop(key, dead)
             for incarnation in dead:
                 os.close(self._processes.pop(incarnation))
 
-    def _take_back(self, holder: _Holder) -> None:
-        device = self._serving.local.devices.device
-        shares = self._given.pop(holder, [])
-        if device is None or not shares:
+    def _drop(self, key: tuple[int, int], holders: set[int]) -> None:
+        shared, device = self._shared.get(key), self._serving.local.devices.device
+        if shared is None or device is None:
             return
-        for share in shares:
-            device.release_share(share)
-        device.collect()
+        shared.holders -= holders
+        if not shared.holders:
+            del self._shared[key]
+            for share in shared.shares:
+                device.release_share(share)
+            device.collect()
 
     def describe(self) -> dict[str, object]:
         with self._lock:
-            return {"caches_mapped_by_peers": len(self._given)} if self._given else {}
+            return {"caches_mapped_by_peers": len(self._shared)} if self._shared else {}
 
     def close(self) -> None:
         with self._lock:
-            for holder in [*self._given]:
-                self._take_back(holder)
+            for key, shared in [*self._shared.items()]:
+                self._drop(key, set(shared.holders))
             for pidfd in self._processes.values():
                 os.close(pidfd)
             self._processes.clear()
 
 
-def _holder(arguments: dict[str, Any]) -> _Holder:
-    return _Holder(arguments["incarnation"], arguments["cache_id"], arguments["generation"])
-
-
 def _shares(device: Device, cache: LocalCache) -> Iterator[Share]:
     """One for each storage."""
-    seen: set[int] = set()
+    covered: list[tuple[int, int]] = []
     for stretch in cache.stretches():
-        tensor = stretch.owner
-        if not hasattr(tensor, "untyped_storage"):
-            tensor = device.adopt(stretch.address, stretch.nbytes)
-        if tensor.untyped_storage().data_ptr() in seen:
+        if any(start <= stretch.address < stop for start, stop in covered):
             continue
-        seen.add(tensor.untyped_storage().data_ptr())
+        tensor: Any = stretch.owner
+        if not hasattr(tensor, "untyped_storage"):
+            tensor = device.block_around(stretch.address)
+        storage = tensor.untyped_storage()
+        covered.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
         try:
             yield device.share(tensor)
         except RuntimeError as error:

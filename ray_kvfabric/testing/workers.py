@@ -1,0 +1,179 @@
+"""The conformance suite between two Ray actors: the source's actor runs the cases, the target's is commanded by it.
+
+class of a case   TransportConformance, in the source's process
+source            PeerWorker.peer, an Endpoint over the worker's own CacheManager
+target            RemoteTarget, which calls the other worker
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from ray_kvfabric.actors.endpoint import Seat
+from ray_kvfabric.actors.worker import CacheWorker
+from ray_kvfabric.cache.types import Placement
+from ray_kvfabric.route import Receipt
+from ray_kvfabric.testing.conformance import PATIENCE_S, Pair, TransportConformance
+from ray_kvfabric.testing.peer import Endpoint
+
+_DIRECTORY_CALLS = {"announce", "publish", "withdraw", "leave", "resolve", "endpoint", "endpoint_at"}
+
+
+class Case(NamedTuple):
+    """One test of the suite."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "-".join([self.name.removeprefix("test_"), *(str(each) for each in self.arguments.values())])
+
+
+class Setup(NamedTuple):
+    """Which transport the pair is to use, and where its caches lie."""
+
+    transport: str
+    source: str  # HOST or DEVICE
+    target: str
+    allocates: bool
+    grain: int
+
+
+def cases() -> list[Case]:
+    """Every test of the suite, with every set of its parameters."""
+    return [
+        Case(name, arguments)
+        for name, function in vars(TransportConformance).items()
+        if name.startswith("test_")
+        for arguments in _parameters(function)
+    ]
+
+
+def _parameters(function: Any) -> Iterator[dict[str, Any]]:
+    marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
+    if not marks:
+        yield {}
+    for mark in marks:
+        names, rows = mark.args
+        for row in rows:
+            yield dict(zip(names, row, strict=True))
+
+
+class PeerWorker(CacheWorker):
+    """A worker whose endpoint a test commands."""
+
+    def __init__(self, seat: Seat) -> None:
+        super().__init__(seat)
+        self.peer = Endpoint(self.manager)
+        self.calls: Counter[str] = Counter()
+        self._count_directory_calls()
+
+    def _count_directory_calls(self) -> None:
+        client: Any = self.manager._directory.client  # type: ignore[attr-defined]  # a port has no such thing
+        call = client.call
+
+        def counted(method: str, *arguments: Any, **options: Any) -> Any:
+            self.calls[method] += method in _DIRECTORY_CALLS
+            return call(method, *arguments, **options)
+
+        client.call = counted
+
+    def command(self, name: str, *arguments: Any) -> Any:
+        """A method of the peer."""
+        return getattr(self.peer, name)(*arguments)
+
+    def place(self, placement: str) -> None:
+        """Where the caches that come now are to lie."""
+        self.peer.placement = Placement[placement]
+
+    def run_case(self, case: Case, setup: Setup, target: ActorHandle[Any], target_pid: int) -> None:
+        """Raises what the test raises. What it has made here and there is gone afterwards, if there is still there."""
+        self.place(setup.source)
+        there = RemoteTarget(target, target_pid)
+        there.place(setup.target)
+        pair = Pair(setup.transport, self.peer, there, self, setup.allocates, setup.grain)
+        try:
+            getattr(TransportConformance(), case.name)(pair, **case.arguments)
+        finally:
+            self.clear()
+            there.clear()
+
+    def clear(self) -> None:
+        """Ends every cache."""
+        for cache in self.manager.caches():
+            self.manager.unregister_cache(cache.cache_id)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class RemoteTarget:
+    """The commands of an endpoint in another actor."""
+
+    dies_alone = True
+
+    def __init__(self, worker: ActorHandle[Any], pid: int) -> None:
+        self._worker = worker
+        self._pid = pid
+        self._is_dead = False
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return ray.get(getattr(self._worker, method).remote(*arguments), timeout=2 * PATIENCE_S)
+
+    def allocate(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
+        return int(self._call("command", "allocate", num_tensors, shape, data_type, model_id))
+
+    def register(self, num_tensors: int, shape: tuple[int, ...], data_type: str, model_id: int | None) -> int:
+        return int(self._call("command", "register", num_tensors, shape, data_type, model_id))
+
+    def rows(
+        self, num_tensors: int, shape: tuple[int, ...], data_type: str, req_ids: list[int], allocates: bool
+    ) -> int:
+        return int(self._call("command", "rows", num_tensors, shape, data_type, req_ids, allocates))
+
+    def num_blocks(self, cache_id: int) -> int:
+        return int(self._call("command", "num_blocks", cache_id))
+
+    def addresses(self, cache_id: int) -> list[int]:
+        return list(self._call("command", "addresses", cache_id))
+
+    def deallocate(self, cache_id: int) -> None:
+        self._call("command", "deallocate", cache_id)
+
+    def fill(self, cache_id: int, value: int) -> None:
+        self._call("command", "fill", cache_id, value)
+
+    def read(self, cache_id: int) -> list[bytes]:
+        return list(self._call("command", "read", cache_id))
+
+    def wait_received(self, transfer_id: str, timeout_s: float) -> Receipt:
+        receipt: Receipt = self._call("command", "wait_received", transfer_id, timeout_s)
+        return receipt
+
+    def place(self, placement: str) -> None:
+        self._call("place", placement)
+
+    def clear(self) -> None:
+        if not self._is_dead:
+            self._call("clear")
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until Ray knows."""
+        os.kill(self._pid, signal.SIGKILL)
+        self._is_dead = True
+        try:
+            self._call("ping")
+        except RayActorError:
+            return
+        raise AssertionError(f"process {self._pid} answers after its death")
+
+    def close(self) -> None:
+        """The worker lives on."""
