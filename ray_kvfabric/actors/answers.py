@@ -30,7 +30,9 @@ class Answers:
 
 
 def _fulfil(future: Future[object], answer: Callable[[], object]) -> None:
+    """The answer is kept for long, so its error must not hold frames, and with them caches and mappings."""
     try:
         future.set_result(answer())
     except Exception as error:
+        error.__traceback__ = error.__context__ = None
         future.set_exception(error)

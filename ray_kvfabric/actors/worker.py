@@ -1,7 +1,8 @@
 """CacheWorker: an actor that holds one endpoint. Subclass it to let it sit beside a model.
 
-Calls of three groups do not wait for each other: `control` (short), `transfer` (one thread a moving push),
-`waiting` (who waits for an outcome); everything else, also a subclass's methods, is in the default group.
+Calls of four groups do not wait for each other: `control` (short), `answers` (what peers ask, a part in a transfer
+too), `transfer` (one thread a moving push), `waiting` (who waits for an outcome); everything else, also a subclass's
+methods, is in the default group.
 `watch` holds the scheduler's one parked call, whose failure tells it that this actor died.
 """
 
@@ -26,7 +27,7 @@ from ray_kvfabric.route import CacheRef, EndpointInfo, Receipt
 
 logger = logging.getLogger(__name__)
 
-CONCURRENCY_GROUPS = {"control": 2, "transfer": 4, "waiting": 4, "watch": 1}
+CONCURRENCY_GROUPS = {"control": 2, "answers": 8, "transfer": 4, "waiting": 4, "watch": 1}
 
 
 class CacheWorker:
@@ -57,7 +58,7 @@ class CacheWorker:
         """Stops a push; False when it had ended or is not known."""
         return self._desk.cancel(transfer_id)
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="answers")
     def answer(self, question_id: str, question: str, arguments: dict[str, Any]) -> object:
         """What a peer asked through its PeerCalls; the same question_id is the same question."""
         return self._desk.answer(question_id, question, arguments)

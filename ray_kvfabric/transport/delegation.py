@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import LinkFailed, TransferTimeout
+from ray_kvfabric.errors import PeerLost, TransferTimeout
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import Receipt
+from ray_kvfabric.transport.asking import ask
 from ray_kvfabric.transport.base import Link, Order, RemoteCache
 from ray_kvfabric.transport.device_copy import check_limits
 from ray_kvfabric.transport.regions import told
@@ -63,12 +63,11 @@ class Delegate:
         what = f"between endpoint {link.local.endpoint.cluster_id} and {link.peer}"
         self._await_own_work(order, what)
         check_limits(order, what)
-        if self._peers is None:
-            raise LinkFailed(f"{link!r} has no control connection to let {link.peer} carry out {order.transfer_id}")
+        if not link.is_alive:
+            raise PeerLost(f"{link.peer} has died; nothing was moved")
         deadline = Deadline(order.deadline_ns)
         question = {**self._question(there, plan, order, is_pull), "my_regions": told(here)}
-        answer: Any = self._peers.ask(link.peer, CARRY_OUT, question, deadline)
-        receipt = Receipt(*answer)
+        receipt = Receipt(*ask(self._peers, link.peer, CARRY_OUT, question, deadline))
         self.tally.count(receipt.nbytes, is_pull=is_pull)
         return receipt
 

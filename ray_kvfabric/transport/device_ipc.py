@@ -14,7 +14,6 @@ from collections import deque
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ray_kvfabric.cache.layout import Region
 from ray_kvfabric.deadline import Deadline
@@ -24,6 +23,7 @@ from ray_kvfabric.memory.device import Device, Share, Tensor
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
+from ray_kvfabric.transport.asking import ask
 from ray_kvfabric.transport.base import (
     ANY_WITH_DEVICE,
     Answerer,
@@ -77,10 +77,7 @@ class DeviceIpcLink(HostLink):
         return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=mapped))
 
     def _ask_for_shares(self, key: Key, deadline: Deadline) -> list[Share]:
-        if self._peers is None:
-            raise LinkFailed(f"{self!r} has no control connection to ask {self.peer} for its memory")
-        shares: Any = self._peers.ask(self.peer, SHARE, self._question(key), deadline)
-        return [Share(*share) for share in shares]
+        return [Share(*share) for share in ask(self._peers, self.peer, SHARE, self._question(key), deadline)]
 
     def _question(self, key: Key) -> dict[str, int]:
         incarnation = self.local.endpoint.incarnation
@@ -116,8 +113,7 @@ class DeviceIpcLink(HostLink):
 
     def _tell_unmapped(self, key: Key) -> bool:
         with suppress(FabricError):
-            if self._peers is not None:
-                self._peers.ask(self.peer, UNMAPPED, self._question(key), Deadline.after(TELL_S))
+            ask(self._peers, self.peer, UNMAPPED, self._question(key), Deadline.after(TELL_S))
             return True
         return False
 

@@ -32,6 +32,7 @@ from ray_kvfabric.plan import LayerSpan, Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
 from ray_kvfabric.transport import _shared_page as shared_page
+from ray_kvfabric.transport.asking import ask
 from ray_kvfabric.transport.base import (
     ANY_WITH_DEVICE,
     Answerer,
@@ -104,6 +105,8 @@ class HcclLink(Link):
             "window_nbytes": half.window_nbytes,
             "started_ns": started_ns,
         }
+        if not self.is_alive:
+            raise PeerLost(f"{self.peer} has died; nothing was moved")
         with self._turn(order, is_pull):
             self._await_own_work(order)
             check_limits(order, f"between endpoint {self.local.endpoint.cluster_id} and {self.peer}")
@@ -135,7 +138,7 @@ class HcclLink(Link):
         deadline, pair = Deadline(half.order.deadline_ns), self._pair(is_pull=is_pull)
         communicator = self._pairs.communicator(pair, self.peer, deadline)
         question |= {"serial": communicator.serial, "timeout_s": deadline.remaining_s}
-        asked = in_thread(lambda: self._peers.ask(self.peer, TAKE_PART, question, deadline))
+        asked = in_thread(lambda: ask(self._peers, self.peer, TAKE_PART, question, deadline))
         try:
             run_half(self.local, communicator, half, lambda: self._check(asked, half.order))
             answer: Any = asked.result(deadline.remaining_s)

@@ -28,6 +28,7 @@ from ray_kvfabric.errors import LinkFailed, LLMException, LLMStatusCode, Transfe
 from ray_kvfabric.memory.device import Device
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import EndpointInfo
+from ray_kvfabric.transport.asking import ask
 from ray_kvfabric.transport.base import Answerer, LocalEnd
 from ray_kvfabric.transport.hccl_library import load_hccl
 
@@ -109,7 +110,7 @@ class PairTable:
         if pair.initiator < pair.responder:
             return self._lead(pair, serial, INITIATOR, peer, deadline)
         question = {**pair._asdict(), "serial": serial, "them": self._local.endpoint, "timeout_s": deadline.remaining_s}
-        self._ask(peer, LEAD, question, deadline)
+        ask(self._peers, peer, LEAD, question, deadline)
         found = self.find(pair)
         if found is None or found.serial != serial:
             raise LinkFailed(f"{peer} led, and this endpoint has no communicator with it all the same")
@@ -171,7 +172,7 @@ class PairTable:
             question = {
                 **pair._asdict(), "serial": serial, "root_info": root_info, "timeout_s": deadline.remaining_s,
             }  # fmt: skip
-            asked = in_thread(lambda: self._ask(peer, JOIN, question, deadline))
+            asked = in_thread(lambda: ask(self._peers, peer, JOIN, question, deadline))
             joined = self._start_join(root_info, serial, rank, keep_turn())
         wait([asked, joined], timeout=deadline.remaining_s, return_when=FIRST_EXCEPTION)
         try:
@@ -201,11 +202,6 @@ class PairTable:
         if older is not None:
             older.close()
         return communicator
-
-    def _ask(self, peer: EndpointInfo, question: str, arguments: dict[str, Any], deadline: Deadline) -> object:
-        if self._peers is None:
-            raise LinkFailed(f"endpoint {self._local.endpoint.cluster_id} has no control connection to ask {peer}")
-        return self._peers.ask(peer, question, arguments, deadline)
 
 
 @contextmanager
