@@ -3,6 +3,7 @@
 #   make test     the tests
 #   make test-slow  those that take more than ten seconds each
 #   make test-emulator  device memory: the real torch_npu over an emulation of CANN's calls
+#   make test-gpu, make test-npu  the device tests where there is one
 #   make bench    what a push costs on this machine
 #   make lint     format, types, imports, spelling
 #   make stress   the long tests
@@ -19,7 +20,7 @@ CANN := $(CURDIR)/build/cann
 EMULATED := KVFABRIC_CANN=$(CANN) KVFABRIC_TORCH_NPU=$(TORCH_NPU) LD_LIBRARY_PATH=$(CANN) PYTHONPATH=$(TORCH_NPU) \
   TORCH_DEVICE_BACKEND_AUTOLOAD=0 HCCL_CONNECT_TIMEOUT=20
 
-.PHONY: demo test test-slow test-emulator cann bench lint stress test-native-c test-aarch64 clean
+.PHONY: demo test test-slow test-emulator test-gpu cann bench lint stress test-native-c test-aarch64 clean
 
 demo: $(VENV)/.core
 	$(BIN)/kvfabric demo
@@ -38,6 +39,11 @@ test-emulator: $(VENV)/.torch_npu cann
 	$(MAKE) --no-print-directory -C native_ext/cann_emulator abi OUT=$(CANN) HEADERS=$(TORCH_NPU)/torch_npu/include
 	KVFABRIC_CANN=$(CANN) KVFABRIC_TORCH_NPU=$(TORCH_NPU) $(BIN)/python -m pytest --numprocesses 2 tests/emulator/rules
 	$(EMULATED) $(BIN)/python -m pytest tests/emulator --ignore tests/emulator/rules
+
+# On a machine with a CUDA GPU, in an environment with a CUDA build of torch and the extra `cuda`.
+test-gpu:
+	$(PYTHON) -m pytest tests/gpu
+	$(PYTHON) -m tests.gpu.measure --json
 
 cann:
 	$(MAKE) --no-print-directory -C native_ext/cann_emulator -j2 OUT=$(CANN)

@@ -115,7 +115,7 @@ class WorkerGroup(_Settings):
     first_cluster_id: int = Field(ge=0, lt=2**64)
     role: Literal["PROMPT", "DECODER", "MIX"] = "MIX"
     num_cpus: float = Field(default=1.0, ge=0)
-    resources: dict[str, float] = Field(default_factory=dict, description='{"NPU": 1} pins a worker to an NPU')
+    resources: dict[str, float] = Field(default_factory=dict, description='{"NPU": 1} or {"GPU": 1} pins a worker')
     label_selector: dict[str, str] = Field(default_factory=dict)
     endpoint: EndpointSettings = EndpointSettings()
     caches: tuple[CacheSettings, ...] = ()

@@ -179,12 +179,14 @@ def _worker_options(
     max_restarts: int,
     strategies: dict[int, PlacementGroupSchedulingStrategy],
 ) -> dict[str, Any]:
+    resources = dict(group.resources)
     options: dict[str, Any] = {
         "name": worker_name(fabric, cluster_id),
         "namespace": NAMESPACE,
         "lifetime": _ray_lifetime(lifetime),
         "num_cpus": group.num_cpus,
-        "resources": dict(group.resources),
+        "num_gpus": resources.pop("GPU", 0),  # the one resource that Ray wants by another argument
+        "resources": resources,
         "max_restarts": max_restarts,
     }
     if cluster_id in strategies:

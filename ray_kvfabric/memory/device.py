@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import IntEnum
@@ -90,6 +91,7 @@ class Device(ABC):
         self.index = index
         self._idle: list[Queue] = []
         self._lock = threading.Lock()
+        self.retired: deque[list[Tensor]] = deque()  # see `unmap_retired`
 
     @property
     @abstractmethod
@@ -135,6 +137,16 @@ class Device(ABC):
     def map_share(self, share: Share) -> Tensor:
         """uint8 of another process's storage, mapped here while the tensor lives. Raises LinkFailed."""
 
+    def unmap_retired(self) -> None:
+        """Drops mappings that nobody uses any more, which whoever used them last has put into `retired`.
+
+        Not where they were used last: that may be any thread, the garbage collector's too, and torch ends the process
+        when a mapping goes in a thread without a device.
+        """
+        with self.current():
+            while self.retired:
+                self.retired.popleft().clear()
+
     @abstractmethod
     def release_share(self, share: Share) -> None:
         """At the owner: counts down for a process that died while it had the share mapped."""
@@ -165,6 +177,7 @@ class Device(ABC):
             queues, self._idle = self._idle, []
         for queue in queues:
             queue.close()
+        self.unmap_retired()
 
     def __repr__(self) -> str:
         return f"<{self.chip} {self.kind}:{self.index}>"
@@ -202,7 +215,7 @@ class Devices:
     def _find(self, needed_for: str) -> Device:
         if find_spec("torch") is None:
             raise ParamInvalid(
-                f"{needed_for} needs a device, and torch is not installed (pip install ray-kvfabric[npu])"
+                f"{needed_for} needs a device, and torch is not installed (pip install ray-kvfabric[npu], or [cuda])"
             )
         torch = import_module("torch")
         kind, _, index = (self._wanted or "").partition(":")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,10 +56,7 @@ class DeviceIpcLink(HostLink):
         self._peers = peers
         self._delegate = Delegate(self, peers)
         self._shares: dict[Key, list[Share]] = {}
-        # Caches that nobody uses here any more, still mapped: torch may drop a mapping in a thread with a device only,
-        # and whoever drops the last table may be any thread, the garbage collector's too.
-        self._unused: deque[tuple[Key, list[Tensor]]] = deque()
-        self._untold: set[Key] = set()  # unmapped, and the owner was not told yet
+        self._unused: set[Key] = set()  # nobody uses them any more, and the owner was not told yet
 
     # ---- mapping ---------------------------------------------------------------------------------
 
@@ -72,7 +68,8 @@ class DeviceIpcLink(HostLink):
         device = self.local.devices.open(f"a link to {self.peer}")
         tensors = [_map(device, share) for share in shares]
         mapped = Mapped()
-        weakref.finalize(mapped, self._unused.append, (key, tensors)).atexit = False
+        weakref.finalize(mapped, self._unused.add, key).atexit = False
+        weakref.finalize(mapped, device.retired.append, tensors).atexit = False  # the later one runs first
         regions = [self._moved(region, shares, tensors) for region in cache.regions]
         return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=mapped))
 
@@ -92,24 +89,16 @@ class DeviceIpcLink(HostLink):
 
     def tidy(self) -> None:
         """Unmaps what nobody uses here, and tells the owner; what it could not be told waits for the next time."""
-        self._unmap_unused()
-        self._tell_untold(is_alive=self.is_alive)
+        self._unmap()
+        for key in [*self._unused]:
+            if self._tell_unmapped(key):
+                self._unused.discard(key)
+                self._shares.pop(key, None)
 
-    def _tell_untold(self, *, is_alive: bool) -> None:
-        for key in [*self._untold]:
-            if is_alive and not self._tell_unmapped(key):
-                continue
-            self._untold.discard(key)
-            for share in self._shares.pop(key, []):
-                if not is_alive:
-                    _remove_counter(share)
-
-    def _unmap_unused(self) -> None:
-        while self._unused:
-            key, tensors = self._unused.popleft()
-            with self.local.devices.open("a mapping").current():
-                tensors.clear()
-            self._untold.add(key)
+    def _unmap(self) -> None:
+        device = self.local.devices.device
+        if device is not None:
+            device.unmap_retired()
 
     def _tell_unmapped(self, key: Key) -> bool:
         with suppress(FabricError):
@@ -120,8 +109,13 @@ class DeviceIpcLink(HostLink):
     def close(self) -> None:
         was_alive = self.is_alive
         super().close()
-        self._unmap_unused()
-        self._tell_untold(is_alive=was_alive)
+        if was_alive:
+            self.tidy()
+            return
+        self._unmap()
+        for shares in self._shares.values():
+            for share in shares:
+                _remove_counter(share)
 
     # ---- moving ----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +24,7 @@ from ray_kvfabric.errors import (
     LinkFailed,
     LLMException,
     PeerLost,
+    TransferCancelled,
     TransferTimeout,
 )
 from ray_kvfabric.memory.copy import RegionTable
@@ -53,6 +54,7 @@ from ray_kvfabric.transport.host_link import same_host_refusal
 from ray_kvfabric.transport.regions import inside, told
 
 TAKE_PART = "hccl_take_part"
+DOUBT_S = 1.0  # for the responder to say why the exchange broke
 
 
 class HcclLink(Link):
@@ -144,7 +146,7 @@ class HcclLink(Link):
             answer: Any = asked.result(deadline.remaining_s)
         except BaseException as error:
             self._pairs.discard(pair, communicator)
-            raise self._cause(asked, error) from None
+            raise self._cause(asked, half.order, error) from None
         return Receipt(*answer)
 
     def _check(self, asked: Future[Any], order: Order) -> None:
@@ -155,10 +157,14 @@ class HcclLink(Link):
             raise PeerLost(f"{self.peer} died during transfer {order.transfer_id}")
         check_limits(order, f"to or from {self.peer}")
 
-    def _cause(self, asked: Future[Any], error: BaseException) -> BaseException:
+    def _cause(self, asked: Future[Any], order: Order, error: BaseException) -> BaseException:
         """What the responder said, where it has said something: it knows better why the exchange broke."""
+        if not isinstance(error, TransferTimeout | TransferCancelled):
+            wait([asked], timeout=min(DOUBT_S, Deadline(order.deadline_ns).remaining_s))
         asked.cancel()
         said = asked.exception() if asked.done() and not asked.cancelled() else None
+        if not self.is_alive:
+            said = PeerLost(f"{self.peer} died during transfer {order.transfer_id}")
         if isinstance(said or error, PeerLost):
             self._is_lost = True
         if said is not None:
