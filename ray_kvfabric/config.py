@@ -183,6 +183,12 @@ def ascend_log_level() -> str | None:
     return os.environ.get("ASCEND_GLOBAL_LOG_LEVEL")
 
 
+def visible_devices(variable: str) -> list[str] | None:
+    """The ids in ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES; None where it is not set."""
+    value = os.environ.get(variable)
+    return None if value is None else [each.strip() for each in value.split(",") if each.strip()]
+
+
 def set_environment_default(name: str, value: str) -> None:
     """Sets an environment variable that nobody has set."""
     os.environ.setdefault(name, value)

@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from ray_kvfabric.actors.clients import RayDirectory, RayPeers, SchedulerClient
 from ray_kvfabric.actors.desk import Desk
 from ray_kvfabric.actors.membership import Agent
+from ray_kvfabric.actors.pinning import pinned_index
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache.types import CacheDesc, DataType, LLMRole, Placement
 from ray_kvfabric.cache_manager import CacheManager
@@ -41,6 +42,7 @@ def open_endpoint(seat: Seat, actor: ActorHandle[Any] | None = None, tracer_pid:
         role=LLMRole[seat.role],
         node=ray.get_runtime_context().get_node_id(),
         tracer_pid=tracer_pid,
+        device_index=pinned_index(),
     )
     Agent(directory, Desk(manager))
     for settings in seat.caches:

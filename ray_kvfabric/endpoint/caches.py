@@ -99,7 +99,7 @@ class CacheTable:
         desc = wanted.desc
         regions = regions_of(desc, addresses)
         kind = self._memory_kind(desc.placement)
-        device = self._device_of(memory, borrowed) if kind == "device" else None
+        device = self._device_of(kind, memory, borrowed)
         table = self._copier.RegionTable(regions, owner=(memory, borrowed))
         slot, generation = self._publish_slot()
         info = CacheInfo(
@@ -129,17 +129,23 @@ class CacheTable:
     def _memory_kind(self, placement: Placement) -> str:
         return "host" if placement is Placement.HOST or self._emulates_device else "device"
 
-    def _device_of(self, memory: HostMemory | DeviceMemory | None, borrowed: tuple[Borrowed, ...]) -> DeviceId | None:
-        """Where device memory lies. None for bare addresses where torch knows no device: nothing reaches them.
+    def _device_of(
+        self, kind: str, memory: HostMemory | DeviceMemory | None, borrowed: tuple[Borrowed, ...]
+    ) -> DeviceId | None:
+        """Where device memory lies. None for host memory, and for bare addresses where torch knows no device.
 
-        Raises LLMException (LLM_PARAM_INVALID) for tensors of another device than the endpoint's.
+        Raises LLMException (LLM_PARAM_INVALID) for tensors that lie elsewhere.
         """
-        on_device = [each for each in borrowed if each.device is not None]
-        device = self._devices.open("a cache of device tensors") if memory or on_device else self._devices.find()
+        on_device = any(each.device is not None for each in borrowed)
+        device = None
+        if kind == "device":
+            device = self._devices.open("a cache of device tensors") if memory or on_device else self._devices.find()
         for index, each in enumerate(borrowed):
-            if each.owner is not None and device is not None and not device.has(each.device):
+            is_right = device.has(each.device) if device is not None else each.device is None
+            if each.owner is not None and not is_right:
                 raise ParamInvalid(
-                    f"addrs[{index}] lies on {each.device or 'the host'}, this endpoint's device is {device.id}"
+                    f"addrs[{index}] lies on {each.device or 'the host'}, the cache is to lie "
+                    f"{'in HOST memory' if device is None else f'on {device.id}'}"
                 )
         return None if device is None else device.id
 

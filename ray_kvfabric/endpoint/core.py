@@ -60,6 +60,7 @@ class EndpointCore(ABC):
         role: LLMRole = LLMRole.MIX,
         node: str = "",
         tracer_pid: int | None = None,
+        device_index: int | None = None,
     ) -> None:
         check_int(cluster_id, "uint64", "cluster_id")
         self.settings = settings or endpoint_settings()
@@ -73,7 +74,7 @@ class EndpointCore(ABC):
         transports = usable(self.settings.transports)
         names = tuple(each.name for each in transports)
         has_device_pool = self.settings.device_pool is not None
-        self._devices = Devices(self.settings.device)
+        self._devices = Devices(self.settings.device, device_index)
         self._pools: Pools = {
             Placement.HOST: _host_pool("mem_pool", self.settings.mem_pool),
             Placement.DEVICE: self._make_device_pool(),

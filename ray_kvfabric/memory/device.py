@@ -192,10 +192,15 @@ def check_granule(device: Device, pieces: Pieces, what: str) -> None:
 
 
 class Devices:
-    """The device of one endpoint. `wanted`: "npu", "cuda", one with an index ("npu:1"), or None for torch's choice."""
+    """The device of one endpoint.
 
-    def __init__(self, wanted: str | None) -> None:
+    `wanted`: "npu", "cuda", one with an index ("npu:1"), or None for torch's choice. `index` is the one to take where
+    no other is wanted; None: torch's current one.
+    """
+
+    def __init__(self, wanted: str | None, index: int | None = None) -> None:
         self._wanted = wanted
+        self._index = index
         self._lock = threading.Lock()
         self.device: Device | None = None  # once it was opened
 
@@ -213,14 +218,14 @@ class Devices:
         return self.device
 
     def _find(self, needed_for: str) -> Device:
-        if find_spec("torch") is None:
-            raise ParamInvalid(
-                f"{needed_for} needs a device, and torch is not installed (pip install ray-kvfabric[npu], or [cuda])"
-            )
-        torch = import_module("torch")
         kind, _, index = (self._wanted or "").partition(":")
-        if kind == "npu":
-            import_module("torch_npu")
+        needed = ["torch", "torch_npu"] if kind == "npu" else ["torch"]
+        for module in needed:
+            if find_spec(module) is None:
+                raise ParamInvalid(
+                    f"{needed_for} needs a device, and {module} is not installed: pip install ray-kvfabric[npu] or [cuda]"
+                )
+        torch, *_ = (import_module(module) for module in needed)
         seen = torch.accelerator.current_accelerator(check_available=True)
         found = None if seen is None else seen.type
         if found not in _MODULES or kind not in ("", found):
@@ -233,9 +238,10 @@ class Devices:
 
     def _make(self, torch: Any, kind: str, index: str) -> Device:
         count = torch.accelerator.device_count()
-        chosen = int(index) if index else torch.accelerator.current_device_index()
+        default = torch.accelerator.current_device_index() if self._index is None else self._index
+        chosen = int(index) if index else default
         if not 0 <= chosen < count:
-            raise ConfigError(f"device is {self._wanted!r}, this process sees {count} of kind {kind}")
+            raise ConfigError(f"device {kind}:{chosen} is wanted, this process sees {count} of that kind")
         module, _, name = _MODULES[kind].partition(":")
         make: Callable[[int], Device] = getattr(import_module(module), name)
         return make(chosen)
