@@ -105,15 +105,14 @@ class CacheWorker:
         self.manager.deallocate_blocks_cache(self.manager.cache(cache_id))
 
     def read_blocks(self, cache_id: int, tensor_index: int, blocks: list[int]) -> NDArray[np.generic]:
-        """A copy of these blocks of a host tensor; for tests and notebooks, not for serving."""
-        return self._tensor(cache_id, tensor_index)[blocks]
+        """A copy of these blocks of a tensor; for tests and notebooks, not for serving."""
+        return self.manager.cache(cache_id).read(tensor_index)[blocks]
 
     def write_blocks(self, cache_id: int, tensor_index: int, blocks: list[int], values: NDArray[np.generic]) -> None:
-        """Sets these blocks of a host tensor; for tests and notebooks, not for serving."""
-        tensor = self._tensor(cache_id, tensor_index)
+        """Sets these blocks of a tensor; for tests and notebooks, not for serving: all of the tensor is written."""
+        cache = self.manager.cache(cache_id)
+        tensor = cache.read(tensor_index)
         if values.dtype != tensor.dtype:
             raise ParamInvalid(f"values are {values.dtype}, cache {cache_id} is shown as {tensor.dtype}")
         tensor[blocks] = values
-
-    def _tensor(self, cache_id: int, tensor_index: int) -> NDArray[np.generic]:
-        return self.manager.cache(cache_id).numpy(tensor_index)
+        cache.write(tensor_index, tensor)

@@ -106,6 +106,26 @@ class Cache:
         kind = getattr(torch, _TORCH_NAMES[self._cache_desc.data_type.name])
         return flat.view(kind).view(*self._cache_desc.shape)
 
+    def read(self, tensor_index: int) -> NDArray[np.generic]:
+        """A copy of tensor `tensor_index` as an array of `cache_desc.shape`, wherever the cache lies."""
+        if isinstance(self._bytes(tensor_index), memoryview):
+            host: NDArray[np.generic] = self.numpy(tensor_index).copy()
+            return host
+        kind, shape = self._cache_desc.data_type.numpy_dtype, tuple(self._cache_desc.shape)
+        copied: NDArray[np.generic] = self._bytes(tensor_index).cpu().numpy().view(kind).reshape(shape)
+        return copied
+
+    def write(self, tensor_index: int, values: NDArray[np.generic]) -> None:
+        """Sets the whole of tensor `tensor_index`, wherever the cache lies. `values` as `read` gives them."""
+        found = self._bytes(tensor_index)
+        if isinstance(found, memoryview):
+            self.numpy(tensor_index)[...] = values
+            return
+        import torch
+
+        flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        found.copy_(torch.from_numpy(flat if flat.flags.writeable else flat.copy()))
+
     def _bytes(self, tensor_index: int) -> Any:
         if self._open is None:
             raise CacheNotFound(f"cache {self._cache_id} has no memory here: deallocated, or not a manager's")

@@ -35,6 +35,7 @@ def describe_endpoint(
                 "alive": link.is_alive,
                 "bytes_pushed": link.nbytes_pushed,
                 "bytes_pulled": link.nbytes_pulled,
+                "device_bytes": link.device_nbytes,
             }
             for link in links.links()
         ],

@@ -223,7 +223,8 @@ class Devices:
         for module in needed:
             if find_spec(module) is None:
                 raise ParamInvalid(
-                    f"{needed_for} needs a device, and {module} is not installed: pip install ray-kvfabric[npu] or [cuda]"
+                    f"{needed_for} needs a device, and {module} is not installed; "
+                    "ray-kvfabric[npu] and ray-kvfabric[cuda] bring it"
                 )
         torch, *_ = (import_module(module) for module in needed)
         seen = torch.accelerator.current_accelerator(check_available=True)

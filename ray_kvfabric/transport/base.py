@@ -148,6 +148,11 @@ class Link(ABC):
     def num_landed(self) -> int:
         """Pushes and pulls that ended well."""
 
+    @property
+    def device_nbytes(self) -> int:
+        """Device memory that this link alone takes here."""
+        return 0
+
     def totals(self) -> dict[str, int]:
         """Counters of this link, by name."""
         counted = {

@@ -71,7 +71,8 @@ class HcclLink(Link):
 
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         """Opens the communicator for pushes too, so that the first transfer need not."""
-        self._pairs.communicator(self._pair(is_pull=False), self.peer, deadline)
+        with self._turn(deadline, is_pull=False):
+            self._pairs.communicator(self._pair(is_pull=False), self.peer, deadline)
         return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
 
     def _pair(self, *, is_pull: bool) -> Pair:
@@ -109,7 +110,7 @@ class HcclLink(Link):
         }
         if not self.is_alive:
             raise PeerLost(f"{self.peer} has died; nothing was moved")
-        with self._turn(order, is_pull):
+        with self._turn(Deadline(order.deadline_ns), is_pull=is_pull):
             self._await_own_work(order)
             check_limits(order, f"between endpoint {self.local.endpoint.cluster_id} and {self.peer}")
             receipt = self._run(half, question, is_pull)
@@ -117,10 +118,11 @@ class HcclLink(Link):
         return receipt
 
     @contextmanager
-    def _turn(self, order: Order, is_pull: bool) -> Iterator[None]:
+    def _turn(self, deadline: Deadline, *, is_pull: bool) -> Iterator[None]:
+        """One at a time makes the communicator, or uses it."""
         turn = self._turns[is_pull]
-        if not turn.acquire(timeout=Deadline(order.deadline_ns).remaining_s):
-            raise TransferTimeout(f"transfer {order.transfer_id}: others kept {self!r} busy")
+        if not turn.acquire(timeout=deadline.remaining_s):
+            raise TransferTimeout(f"other transfers kept {self!r} busy for all the time there was")
         try:
             yield
         finally:
@@ -184,6 +186,10 @@ class HcclLink(Link):
     @property
     def num_landed(self) -> int:
         return self._tally.num_landed
+
+    @property
+    def device_nbytes(self) -> int:
+        return self._pairs.nbytes_of([self._pair(is_pull=is_pull) for is_pull in self._turns])
 
     @property
     def is_alive(self) -> bool:
@@ -281,7 +287,10 @@ class HcclTransport(Transport):
     def describe(self) -> dict[str, object]:
         if self._pairs is None or not self._pairs.pairs():
             return {}
-        return {"communicators": len(self._pairs.pairs()), "communicator_bytes": self._pairs.buffer_nbytes}
+        return {
+            "communicators": len(self._pairs.pairs()),
+            "communicator_bytes": self._pairs.nbytes_of(self._pairs.pairs()),
+        }
 
     def close(self) -> None:
         if self._pairs is not None:

@@ -135,10 +135,10 @@ class PairTable:
         with self._lock:
             return [*self._made]
 
-    @property
-    def buffer_nbytes(self) -> int:
-        """Device memory of the communicators: two buffers each."""
-        return 2 * self._buffer_mib * 2**20 * len(self._made)
+    def nbytes_of(self, pairs: list[Pair]) -> int:
+        """Device memory that the communicators of these pairs take, as far as they are made: two buffers each."""
+        with self._lock:
+            return 2 * self._buffer_mib * 2**20 * sum(pair in self._made for pair in pairs)
 
     def close(self) -> None:
         self._close(set(self.pairs()))

@@ -34,8 +34,12 @@ class FaultyWorker(PeerWorker):
     def faults(self, spec: str) -> None:
         assert self.emulation().kvf_emulator_set_faults(spec.encode()) == 0
 
-    def count(self, call: str) -> int:
-        return int(self.emulation().kvf_emulator_count(call.encode()))
+    def counts(self, *calls: str) -> list[int]:
+        """How often this process has made each call since the last time this was asked."""
+        emulation = self.emulation()
+        counted = [int(emulation.kvf_emulator_count(call.encode())) for call in calls]
+        emulation.kvf_emulator_reset_counts()
+        return counted
 
     def make(self, placement: str = "DEVICE", shape: tuple[int, ...] = SHAPE, value: int | None = None) -> int:
         """A blocks cache of model 0, of this byte or of the worker's cluster_id."""
