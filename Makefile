@@ -20,7 +20,7 @@ CANN := $(CURDIR)/build/cann
 EMULATED := KVFABRIC_CANN=$(CANN) KVFABRIC_TORCH_NPU=$(TORCH_NPU) LD_LIBRARY_PATH=$(CANN) PYTHONPATH=$(TORCH_NPU) \
   TORCH_DEVICE_BACKEND_AUTOLOAD=0 HCCL_CONNECT_TIMEOUT=20
 
-.PHONY: demo test test-slow test-emulator test-gpu cann bench lint stress test-native-c test-aarch64 clean
+.PHONY: demo test test-slow test-emulator test-gpu test-npu cann bench lint stress test-native-c test-aarch64 clean
 
 demo: $(VENV)/.core
 	$(BIN)/kvfabric demo
@@ -44,6 +44,11 @@ test-emulator: $(VENV)/.torch_npu cann
 test-gpu:
 	$(PYTHON) -m pytest tests/gpu
 	$(PYTHON) -m tests.gpu.measure --json
+
+# On a machine with at least two Atlas NPUs, in an environment with torch_npu.
+test-npu:
+	$(PYTHON) -m pytest tests/npu
+	$(PYTHON) -m tests.npu.measure --json
 
 cann:
 	$(MAKE) --no-print-directory -C native_ext/cann_emulator -j2 OUT=$(CANN)

@@ -1,14 +1,16 @@
 """The conformance suite between two Ray actors: the source's actor runs the cases, the target's is commanded by it.
 
-class of a case   TransportConformance, in the source's process
-source            PeerWorker.peer, an Endpoint over the worker's own CacheManager
-target            RemoteTarget, which calls the other worker
+    class of a case   TransportConformance, in the source's process
+    source            PeerWorker.peer, an Endpoint over the worker's own CacheManager
+    target            RemoteTarget, which calls the other worker
+A test file for a device's transport is a PinnedPair and a parametrization over `cases()` and `PLACES`.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,10 +22,13 @@ from ray.exceptions import RayActorError
 from ray_kvfabric.actors.endpoint import Seat
 from ray_kvfabric.actors.worker import CacheWorker
 from ray_kvfabric.cache.types import Placement
+from ray_kvfabric.config import EndpointSettings, FabricConfig, WorkerGroup
+from ray_kvfabric.fabric import Fabric
 from ray_kvfabric.route import Receipt
-from ray_kvfabric.testing.conformance import PATIENCE_S, Pair, TransportConformance
+from ray_kvfabric.testing.conformance import PATIENCE_S, SOURCE_ID, TARGET_ID, Pair, TransportConformance
 from ray_kvfabric.testing.peer import Endpoint
 
+CASE_S = 120.0  # for one case, however slow the machine
 _DIRECTORY_CALLS = {"announce", "publish", "withdraw", "leave", "resolve", "endpoint", "endpoint_at"}
 
 
@@ -37,13 +42,27 @@ class Case(NamedTuple):
         return "-".join([self.name.removeprefix("test_"), *(str(each) for each in self.arguments.values())])
 
 
-class Setup(NamedTuple):
-    """Which transport the pair is to use, and where its caches lie."""
+class Places(NamedTuple):
+    """Where the caches of source and target lie, and whether the target's are the fabric's own memory."""
 
-    transport: str
     source: str  # HOST or DEVICE
     target: str
     allocates: bool
+
+
+PLACES = {
+    "device to device": Places("DEVICE", "DEVICE", True),
+    "device to a torch tensor": Places("DEVICE", "DEVICE", False),
+    "host to device": Places("HOST", "DEVICE", True),
+    "device to host": Places("DEVICE", "HOST", True),
+}
+
+
+class Setup(NamedTuple):
+    """What a case is run with."""
+
+    transport: str
+    places: Places
     grain: int
 
 
@@ -96,10 +115,10 @@ class PeerWorker(CacheWorker):
 
     def run_case(self, case: Case, setup: Setup, target: ActorHandle[Any], target_pid: int) -> None:
         """Raises what the test raises. What it has made here and there is gone afterwards, if there is still there."""
-        self.place(setup.source)
+        self.place(setup.places.source)
         there = RemoteTarget(target, target_pid)
-        there.place(setup.target)
-        pair = Pair(setup.transport, self.peer, there, self, setup.allocates, setup.grain)
+        there.place(setup.places.target)
+        pair = Pair(setup.transport, self.peer, there, self, setup.places.allocates, setup.grain)
         try:
             getattr(TransportConformance(), case.name)(pair, **case.arguments)
         finally:
@@ -113,6 +132,52 @@ class PeerWorker(CacheWorker):
 
     def pid(self) -> int:
         return os.getpid()
+
+
+class PinnedPair:
+    """Two workers of a fabric of their own, each with `resources`, that know one transport; a dead one is replaced."""
+
+    def __init__(self, transport: str, resources: dict[str, float], grain: int, device: str | None = None) -> None:
+        self.transport = transport
+        self._resources = resources
+        self._grain = grain
+        self._settings = EndpointSettings.model_validate(
+            {
+                "transports": (transport,),
+                "device": device,
+                "sync_kv_timeout_ms": 30_000,
+                "mem_pool": {"memory_size": "512MiB"},
+                "device_pool": {"memory_size": "512MiB"},
+                "staging_size": "4MiB",
+            }
+        )
+        self._fabric = Fabric.connect(config=FabricConfig(name=f"pinned-{uuid.uuid4().hex[:8]}"))
+        self._source = self._start(SOURCE_ID)
+        self._target = self._start(TARGET_ID)
+
+    def _start(self, cluster_id: int) -> ActorHandle[Any]:
+        group = WorkerGroup(
+            name="pinned",
+            first_cluster_id=cluster_id,
+            num_cpus=0,
+            resources=self._resources,
+            endpoint=self._settings,
+        )
+        [worker] = self._fabric.add_workers(group, worker_class=PeerWorker)
+        return worker
+
+    def run(self, case: Case, places: Places) -> None:
+        """Raises what the test raises."""
+        pid = ray.get(self._target.pid.remote(), timeout=60)
+        setup = Setup(self.transport, places, self._grain)
+        try:
+            ray.get(self._source.run_case.remote(case, setup, self._target, pid), timeout=CASE_S)
+        finally:
+            if "dead" in case.name:
+                self._target = self._start(TARGET_ID)
+
+    def close(self) -> None:
+        self._fabric.close()
 
 
 class RemoteTarget:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,16 +14,13 @@ import ray
 from ray.util import list_named_actors, placement_group_table
 
 from ray_kvfabric.actors.names import belongs
-from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.config import FabricConfig
 from ray_kvfabric.errors import LLMException, NotLinked
-from ray_kvfabric.fabric import Fabric, down, up
-from ray_kvfabric.route import CacheRef
+from ray_kvfabric.fabric import Fabric, down
 from tests.integration.conftest import config, eventually
+from tests.shipped_configs import CONFIGS, comes_up_pushes_and_goes_down
 
 pytestmark = pytest.mark.ray
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 DRIVER = """
 import json, sys, time
@@ -36,6 +32,15 @@ pids = [member.endpoint.pid for member in fabric.members()] + [fabric.status()["
 print(json.dumps(pids), flush=True)
 time.sleep(600)
 """
+
+
+def without_devices(settings: FabricConfig) -> FabricConfig:
+    """The same with DEVICE caches in host memory; tests/emulator runs them as they are."""
+    groups = [
+        group.model_copy(update={"endpoint": group.endpoint.model_copy(update={"emulated_device": "host"})})
+        for group in settings.groups
+    ]
+    return settings.model_copy(update={"groups": tuple(groups)})
 
 
 def start_and_kill_a_driver(address: str, settings: FabricConfig) -> list[int]:
@@ -91,22 +96,8 @@ def test_a_detached_fabric_outlives_its_driver_until_it_is_taken_down(ray_cluste
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_shipped_config_comes_up_as_it_says_and_goes_down(ray_cluster, file) -> None:
-    settings = FabricConfig.from_file(file)
-    fabric = up(settings)
-    try:
-        members = fabric.members()
-        wanted = {group.first_cluster_id + n: group for group in settings.groups for n in range(group.count)}
-        assert [each.endpoint.cluster_id for each in members] == list(wanted)
-        assert all(each.endpoint.role == wanted[each.endpoint.cluster_id].role for each in members)
-        assert all(len(each.caches) == len(wanted[each.endpoint.cluster_id].caches) for each in members)
-        nodes = {each.endpoint.node for each in members}
-        assert settings.placement == "any" or len(nodes) == {"pack": 1, "spread": 2}[settings.placement]
-        keyed = [cluster_id for cluster_id, group in wanted.items() if group.caches]
-        for source, target in zip(keyed, reversed(keyed), strict=True):
-            cache_id = next(iter(members[list(wanted).index(source)].caches))
-            fabric.push_blocks(BlocksCacheKey(target), CacheRef(source, cache_id), [0], [1])
-    finally:
-        assert down(settings.name) == len(wanted) + 1
+    settings = without_devices(FabricConfig.from_file(file))
+    comes_up_pushes_and_goes_down(settings)
     assert not placements_of(settings.name)
     npus = sum(group.count * group.resources.get("NPU", 0) for group in settings.groups)
     eventually(lambda: ray.available_resources()["NPU"] == 16, 10, f"{npus} NPUs are free again")
