@@ -18,7 +18,15 @@ from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.cache_entry import CacheEntry, Wanted, check_shape, tensor_opener
 from ray_kvfabric.endpoint.key_index import bound_keys, keys_to_allocate, keys_to_register
-from ray_kvfabric.errors import CacheNotFound, LLMException, LLMStatusCode, ParamInvalid, StaleRoute, TransferTimeout
+from ray_kvfabric.errors import (
+    CacheNotFound,
+    LLMException,
+    LLMStatusCode,
+    ParamInvalid,
+    StaleRoute,
+    StillMoving,
+    TransferTimeout,
+)
 from ray_kvfabric.memory.copy import Copier
 from ray_kvfabric.memory.device import Devices
 from ray_kvfabric.memory.device_pool import DeviceMemory, DevicePool
@@ -259,8 +267,12 @@ class CacheTable:
             if entry.info.generation != generation:
                 raise StaleRoute(gone)
             yield entry
-        finally:
+        except StillMoving:  # it stays in use
+            raise
+        except BaseException:
             entry.leave(number)
+            raise
+        entry.leave(number)
 
     def find_here(self, cache_id: int) -> CacheEntry:
         """As `find_mapped`, for a copy inside this process. LLM_PARAM_INVALID for device memory without a device."""

@@ -12,10 +12,9 @@ from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.links import LinkTable, Way
 from ray_kvfabric.errors import PeerLost, StaleIncarnation, StaleRoute
-from ray_kvfabric.plan import LayerSpan, Plan
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.base import LocalCache, Order, RemoteCache, Serving
-from ray_kvfabric.transport.regions import inside, reached
+from ray_kvfabric.transport.questions import inside, reached, told_plan
 
 
 class Carrier:
@@ -53,11 +52,7 @@ class Carrier:
 
     def _move(self, way: Way, cache: LocalCache, arguments: dict[str, Any], deadline: Deadline) -> Receipt:
         copier = self._serving.local.copier
-        plan = Plan(
-            LayerSpan(*arguments["span"]),
-            copier.BlockList(arguments["source_blocks"], "src_blocks"),
-            copier.BlockList(arguments["target_blocks"], "dst_blocks"),
-        )
+        plan = told_plan(copier, arguments)
         here = copier.RegionTable(inside(cache.info, arguments["your_regions"]), owner=cache.table)
         there = copier.RegionTable(reached(way.remote, arguments["my_regions"]), owner=way.remote.table)
         remote = RemoteCache(way.remote.info, there)

@@ -157,8 +157,9 @@ class EndpointCore(ABC):
             raise
 
     def drop_dead_links(self) -> None:
-        """Lets go of the memory of peers that died; who keeps an endpoint in the fabric calls it now and then."""
+        """Lets go of the memory of peers that died or freed it; who keeps an endpoint in the fabric calls it often."""
         self._links.sweep()
+        self._links.tidy()
 
     def forget_ways(self, cluster_id: int) -> None:
         """The next transfer to this endpoint asks the directory again; what is under way goes on."""

@@ -97,10 +97,14 @@ class LinkTable:
             for transport in self._transports:
                 transport.sweep()
             for link in self.links():
-                if link.is_alive:
-                    link.tidy()
-                else:
+                if not link.is_alive:
                     self._close_dead(link)
+
+    def tidy(self) -> None:
+        """Tells peers what they wait for. It may wait for them, so nothing is held meanwhile."""
+        for link in self.links():
+            if link.is_alive:
+                link.tidy()
 
     def forget_cluster(self, cluster_id: int) -> None:
         """Drops every way to an endpoint, also those that are just being opened: who uses them next asks anew.

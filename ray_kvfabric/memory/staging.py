@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_kvfabric.errors import ParamInvalid, TransferTimeout
+from ray_kvfabric.errors import ParamInvalid, StillMoving, TransferTimeout
 from ray_kvfabric.memory.device import Pieces
 from ray_kvfabric.memory.device_pool import ALIGNMENT, DeviceMemory, DevicePool
 
@@ -40,6 +40,7 @@ class Staging:
         self.buffer_nbytes = 0 if self._pool is None else nbytes // 2 // ALIGNMENT * ALIGNMENT
         self._turn = threading.Lock()
         self._memory: DeviceMemory | None = None
+        self._lost: list[DeviceMemory | None] = []
         self._addresses: list[int] = []
 
     @contextmanager
@@ -51,6 +52,10 @@ class Staging:
             if self._memory is None:
                 self._allocate()
             yield Buffers((self._addresses[0], self._addresses[1]), self.buffer_nbytes)
+        except StillMoving:
+            self._lost.append(self._memory)  # the device may still use them: nobody else may
+            self._memory = None
+            raise
         finally:
             self._turn.release()
 

@@ -15,10 +15,9 @@ from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import Receipt
-from ray_kvfabric.transport.asking import ask
 from ray_kvfabric.transport.base import Link, Order, RemoteCache
 from ray_kvfabric.transport.device_copy import check_limits
-from ray_kvfabric.transport.regions import told
+from ray_kvfabric.transport.questions import ask, tell_plan, told
 
 CARRY_OUT = "carry_out"
 
@@ -81,9 +80,7 @@ class Delegate:
             "their_cluster_id": self._link.local.endpoint.cluster_id,
             "their_cache_id": order.cache_id,
             "your_regions": told(remote.table),
-            "span": tuple(plan.span),
-            "source_blocks": list(plan.source_blocks),
-            "target_blocks": list(plan.target_blocks),
+            **tell_plan(plan),
         }
 
     def _await_own_work(self, order: Order, what: str) -> None:

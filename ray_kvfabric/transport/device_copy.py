@@ -13,15 +13,30 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from ray_kvfabric.errors import StillMoving, TransferCancelled, TransferTimeout
-from ray_kvfabric.memory.copy import COPY_DONE, COPY_STOPPED, COPY_TIMED_OUT
+from ray_kvfabric.memory.copy import COPY_DONE, COPY_STOPPED, COPY_TIMED_OUT, RegionTable
 from ray_kvfabric.memory.device import Device, Pieces, Queue, Way, check_granule
 from ray_kvfabric.memory.staging import NBYTES, Staging, joined, packed, windows
-from ray_kvfabric.transport.base import Order
+from ray_kvfabric.plan import Plan
+from ray_kvfabric.transport.base import LocalEnd, Order
 
 PATIENCE_NS = 30 * 10**9  # for a device that is late: nothing may be freed under its copies
 
 Outcome = tuple[int, int, int]  # status, bytes, 0: as the copy kernel's
 Enqueue = Callable[[Queue, Pieces, int], None]  # a window of the transfer, over the buffer at this address
+
+
+def pieces_of(local: LocalEnd, source: RegionTable, target: RegionTable, plan: Plan) -> Pieces:
+    """What the plan moves. A peer that is given the same tables finds the same: its addresses are numbers here."""
+    span = plan.span
+    return local.copier.pieces(
+        source,
+        target,
+        span.source_first,
+        span.target_first,
+        span.num_regions,
+        plan.source_blocks,
+        plan.target_blocks,
+    )
 
 
 def carry_out(device: Device, staging: Staging, pieces: Pieces, order: Order, *, is_pull: bool) -> Outcome:

@@ -22,7 +22,6 @@ from ray_kvfabric.memory.device import Device, Share, Tensor
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
-from ray_kvfabric.transport.asking import ask
 from ray_kvfabric.transport.base import (
     ANY_WITH_DEVICE,
     Answerer,
@@ -35,9 +34,10 @@ from ray_kvfabric.transport.base import (
     Transport,
 )
 from ray_kvfabric.transport.delegation import Delegate
-from ray_kvfabric.transport.device_copy import Outcome, carry_out
+from ray_kvfabric.transport.device_copy import Outcome, carry_out, pieces_of
 from ray_kvfabric.transport.device_shares import SHARE, UNMAPPED, ShareDesk
 from ray_kvfabric.transport.host_link import HostLink, same_host_refusal
+from ray_kvfabric.transport.questions import ask
 
 TELL_S = 5.0
 NPU_GRANULE = 64
@@ -138,16 +138,7 @@ class DeviceIpcLink(HostLink):
     def _move(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order, *, is_pull: bool) -> Outcome:
         if order.digest:
             raise FeatureNotEnabled("device_ipc computes no digest: the bytes pass through the device only")
-        span = plan.span
-        pieces = self.local.copier.pieces(
-            source,
-            target,
-            span.source_first,
-            span.target_first,
-            span.num_regions,
-            plan.source_blocks,
-            plan.target_blocks,
-        )
+        pieces = pieces_of(self.local, source, target, plan)
         device = self.local.devices.open(f"transfer {order.transfer_id}")
         return carry_out(device, self.local.staging, pieces, order, is_pull=is_pull)
 

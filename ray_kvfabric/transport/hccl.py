@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import (
+    FabricError,
     FeatureNotEnabled,
     LinkFailed,
     LLMException,
@@ -28,12 +29,10 @@ from ray_kvfabric.errors import (
     TransferTimeout,
 )
 from ray_kvfabric.memory.copy import RegionTable
-from ray_kvfabric.memory.device import Pieces
-from ray_kvfabric.plan import LayerSpan, Plan
+from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
 from ray_kvfabric.transport import _shared_page as shared_page
-from ray_kvfabric.transport.asking import ask
 from ray_kvfabric.transport.base import (
     ANY_WITH_DEVICE,
     Answerer,
@@ -46,14 +45,22 @@ from ray_kvfabric.transport.base import (
     Transport,
 )
 from ray_kvfabric.transport.delegation import Tally
-from ray_kvfabric.transport.device_copy import check_limits
+from ray_kvfabric.transport.device_copy import check_limits, pieces_of
 from ray_kvfabric.transport.hccl_halves import Half, run_half
 from ray_kvfabric.transport.hccl_library import RECEIVE, SEND
-from ray_kvfabric.transport.hccl_pairs import INITIATOR, RESPONDER, Communicator, Pair, PairTable, in_thread
+from ray_kvfabric.transport.hccl_pairs import (
+    LEAVE,
+    RESPONDER,
+    Pair,
+    PairTable,
+    in_thread,
+    open_pidfd,
+)
+from ray_kvfabric.transport.hccl_responder import TAKE_PART, Responder
 from ray_kvfabric.transport.host_link import same_host_refusal
-from ray_kvfabric.transport.regions import inside, told
+from ray_kvfabric.transport.questions import ask, tell_plan, told
 
-TAKE_PART = "hccl_take_part"
+LEAVE_S = 2.0
 DOUBT_S = 1.0  # for the responder to say why the exchange broke
 
 
@@ -66,7 +73,7 @@ class HcclLink(Link):
         self._pairs = pairs
         self._tally = Tally()
         self._turns = {False: threading.Lock(), True: threading.Lock()}  # by is_pull
-        self._pidfd = _open_pidfd(local.endpoint, peer)
+        self._pidfd = open_pidfd(local.endpoint, peer)
         self._is_lost = False
 
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
@@ -102,9 +109,7 @@ class HcclLink(Link):
             "from_cluster_id": self.local.endpoint.cluster_id,
             "my_regions": told(target if is_pull else source),
             "your_regions": told(source if is_pull else target),
-            "span": tuple(plan.span),
-            "source_blocks": list(plan.source_blocks),
-            "target_blocks": list(plan.target_blocks),
+            **tell_plan(plan),
             "window_nbytes": half.window_nbytes,
             "started_ns": started_ns,
         }
@@ -197,64 +202,20 @@ class HcclLink(Link):
 
     def close(self) -> None:
         for is_pull in self._turns:
-            pair = self._pair(is_pull=is_pull)
-            communicator = self._pairs.find(pair)
-            if communicator is not None:
-                self._pairs.discard(pair, communicator)
+            self._leave(self._pair(is_pull=is_pull))
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
 
-
-class Responder:
-    """Takes part in transfers that peers initiate."""
-
-    def __init__(self, serving: Serving, pairs: PairTable) -> None:
-        self._serving = serving
-        self._pairs = pairs
-
-    def take_part(self, arguments: dict[str, Any]) -> tuple[object, ...]:
-        """The receipt. Raises what went wrong here; the communicator is broken then."""
-        pair = Pair(arguments["initiator"], arguments["responder"], arguments["is_pull"])
+    def _leave(self, pair: Pair) -> None:
+        """Both ends give their buffers back; a responder that cannot be told keeps its own until one of them ends."""
         communicator = self._pairs.find(pair)
-        if communicator is None or communicator.serial != arguments["serial"]:
-            raise LinkFailed(f"endpoint {self._serving.local.endpoint.cluster_id} has no such communicator any more")
-        try:
-            return tuple(self._take_part(communicator, arguments, pair.is_pull))
-        except BaseException:
-            self._pairs.discard(pair, communicator)
-            raise
-
-    def _take_part(self, communicator: Communicator, arguments: dict[str, Any], is_pull: bool) -> Receipt:
-        local, deadline = self._serving.local, Deadline.after(arguments["timeout_s"])
-        with self._serving.visit(arguments["cache_id"], arguments["generation"]) as cache:
-            here = local.copier.RegionTable(inside(cache.info, arguments["your_regions"]), owner=cache.table)
-            there = local.copier.RegionTable(arguments["my_regions"])
-            source, target = (here, there) if is_pull else (there, here)
-            plan = plan_of(local, arguments)
-            pieces = pieces_of(local, source, target, plan)
-            order = Order(arguments["transfer_id"], deadline.at_ns, memory=cache.info.memory)
-            half = Half(SEND if is_pull else RECEIVE, pieces, order, INITIATOR, arguments["window_nbytes"])
-            run_half(local, communicator, half, lambda: check_limits(order, "with its initiator"))
-        receipt = self._receipt(arguments, plan, half.nbytes, is_pull)
-        if not is_pull:
-            self._serving.keep(receipt)
-        return receipt
-
-    def _receipt(self, arguments: dict[str, Any], plan: Plan, nbytes: int, is_pull: bool) -> Receipt:
-        return Receipt(
-            arguments["transfer_id"],
-            arguments["from_cluster_id"],
-            self._serving.local.endpoint.cluster_id,
-            arguments["cache_id"],
-            plan.span.first_layer,
-            plan.span.num_layers,
-            len(plan.source_blocks),
-            nbytes,
-            "hccl",
-            arguments["started_ns"],
-            time.monotonic_ns(),
-        )
+        if communicator is None:
+            return
+        self._pairs.discard(pair, communicator)
+        if self.is_alive:
+            with suppress(FabricError):
+                ask(self._peers, self.peer, LEAVE, pair._asdict(), Deadline.after(LEAVE_S))
 
 
 class HcclTransport(Transport):
@@ -284,6 +245,10 @@ class HcclTransport(Transport):
         self._pairs = PairTable(serving.local, serving.peers, serving.local.hccl_buffer_mib)
         return {**self._pairs.answers(), TAKE_PART: Responder(serving, self._pairs).take_part}
 
+    def sweep(self) -> None:
+        if self._pairs is not None:
+            self._pairs.sweep()
+
     def describe(self) -> dict[str, object]:
         if self._pairs is None or not self._pairs.pairs():
             return {}
@@ -295,36 +260,3 @@ class HcclTransport(Transport):
     def close(self) -> None:
         if self._pairs is not None:
             self._pairs.close()
-
-
-def pieces_of(local: LocalEnd, source: RegionTable, target: RegionTable, plan: Plan) -> Pieces:
-    """The same at both ends: addresses of the other end are numbers here."""
-    span = plan.span
-    return local.copier.pieces(
-        source,
-        target,
-        span.source_first,
-        span.target_first,
-        span.num_regions,
-        plan.source_blocks,
-        plan.target_blocks,
-    )
-
-
-def plan_of(local: LocalEnd, arguments: dict[str, Any]) -> Plan:
-    copier = local.copier
-    return Plan(
-        LayerSpan(*arguments["span"]),
-        copier.BlockList(arguments["source_blocks"], "src_blocks"),
-        copier.BlockList(arguments["target_blocks"], "dst_blocks"),
-    )
-
-
-def _open_pidfd(local: EndpointInfo, peer: EndpointInfo) -> int:
-    """-1 for a process of another host, which only its silence betrays."""
-    if same_host_refusal(local, peer) is not None:
-        return -1
-    try:
-        return os.pidfd_open(peer.pid)
-    except ProcessLookupError:
-        raise PeerLost(f"{peer} has died") from None

@@ -9,8 +9,10 @@ Both ends cut the same windows, since a batch here meets a batch there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+from ray_kvfabric.errors import StillMoving
 from ray_kvfabric.memory.device import Pieces, Queue, Way
 from ray_kvfabric.memory.staging import NBYTES, SOURCE, TARGET, joined, packed, windows
 from ray_kvfabric.transport.base import LocalEnd, Order
@@ -44,14 +46,30 @@ class Half(NamedTuple):
 
 
 def run_half(local: LocalEnd, communicator: Communicator, half: Half, check: Check) -> None:
-    """Returns when this end's bytes have left, or are there. Raises what `check` raises, LLMException."""
+    """Returns when this end's bytes have left, or are there. Raises what `check` raises, LLMException.
+
+    After an error the communicator is closed, and nothing moves any more; StillMoving where it does all the same.
+    """
     with communicator.device.current():
         if half.order.memory == "device":
-            _directly(communicator, half, check)
+            with _ended(communicator, half):
+                _directly(communicator, half, check)
             return
-        with local.staging.lease(half.order.deadline_ns) as buffers, communicator.device.queue() as queue:
+        lease = local.staging.lease(half.order.deadline_ns)
+        with lease as buffers, _ended(communicator, half), communicator.device.queue() as queue:
             staged = _send_staged if half.kind == SEND else _receive_staged
             staged(communicator, queue, buffers.addresses, half, check)
+
+
+@contextmanager
+def _ended(communicator: Communicator, half: Half) -> Iterator[None]:
+    """Whoever comes out of it by an error leaves nothing moving, so that buffers and caches may be used again."""
+    try:
+        yield
+    except BaseException as error:
+        if not communicator.close():
+            raise StillMoving(f"transfer {half.order.transfer_id}: HCCL does not let go of it ({error})") from None
+        raise
 
 
 def _directly(communicator: Communicator, half: Half, check: Check) -> None:

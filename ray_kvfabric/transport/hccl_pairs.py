@@ -13,6 +13,7 @@ it takes its own turn, then the other's. So turns are taken in one order everywh
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
@@ -24,20 +25,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import LinkFailed, LLMException, LLMStatusCode, TransferTimeout
+from ray_kvfabric.errors import LinkFailed, LLMException, LLMStatusCode, PeerLost, TransferTimeout
 from ray_kvfabric.memory.device import Device
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import EndpointInfo
-from ray_kvfabric.transport.asking import ask
+from ray_kvfabric.transport import _shared_page as shared_page
 from ray_kvfabric.transport.base import Answerer, LocalEnd
 from ray_kvfabric.transport.hccl_library import load_hccl
+from ray_kvfabric.transport.host_link import same_host_refusal
+from ray_kvfabric.transport.questions import ask
 
 logger = logging.getLogger(__name__)
 
-LEAD, JOIN = "hccl_lead", "hccl_join"
+LEAD, JOIN, LEAVE = "hccl_lead", "hccl_join", "hccl_leave"
 INITIATOR, RESPONDER = 0, 1
 LOOK_NS = 20 * 10**6  # between looks at what may have gone wrong with an operation
-DESTROY_S = 5.0
+DESTROY_S, DESTROY_NAP_S = 5.0, 0.005
 _turn = threading.Lock()  # HCCL's rule: one communicator is made at a time in a process
 
 
@@ -57,6 +60,7 @@ class Communicator:
         self.serial = serial
         self.queue = device.open_queue()
         self._handle = handle
+        self._is_at_rest = True
         self._lock = threading.Lock()
 
     def batch(self, items: np.ndarray[Any, Any]) -> None:
@@ -72,20 +76,24 @@ class Communicator:
                 )
             check()
 
-    def close(self) -> None:
-        """Ends what is under way on it. Idempotent."""
+    def close(self) -> bool:
+        """Ends what is under way on it; False when HCCL does not let go of it. Idempotent."""
         with self._lock:
             handle, self._handle = self._handle, 0
-        if not handle:
-            return
+            if handle:
+                self._is_at_rest = self._destroy(handle)
+            return self._is_at_rest
+
+    def _destroy(self, handle: int) -> bool:
         give_up = Deadline.after(DESTROY_S)
         with self.device.current():
             while not load_hccl().destroy(handle):
                 if give_up.passed:
                     logger.warning("HCCL did not let go of a communicator within %g s", DESTROY_S)
-                    break
-                time.sleep(0.005)
+                    return False
+                time.sleep(DESTROY_NAP_S)
             self.queue.close()
+        return True
 
 
 class PairTable:
@@ -97,9 +105,10 @@ class PairTable:
         self._buffer_mib = buffer_mib
         self._lock = threading.Lock()
         self._made: dict[Pair, Communicator] = {}
+        self._processes: dict[int, int] = {}  # incarnation of a peer on this host -> pidfd
 
     def answers(self) -> dict[str, Answerer]:
-        return {LEAD: self._lead_for_peer, JOIN: self._join_peer}
+        return {LEAD: self._lead_for_peer, JOIN: self._join_peer, LEAVE: self._let_go}
 
     def communicator(self, pair: Pair, peer: EndpointInfo, deadline: Deadline) -> Communicator:
         """As initiator. Raises LinkFailed, PeerLost, TransferTimeout."""
@@ -127,9 +136,17 @@ class PairTable:
                 del self._made[pair]
         communicator.close()
 
-    def forget(self, incarnation: int) -> None:
-        """Of a peer that died or whose link was closed."""
-        self._close({pair for pair in self.pairs() if incarnation in pair[:2]})
+    def sweep(self) -> None:
+        """Closes communicators with processes of this host that died."""
+        dead = {each for each, pidfd in [*self._processes.items()] if shared_page.has_ended(pidfd)}
+        self._close({pair for pair in self.pairs() if dead & set(pair[:2])})
+        for incarnation in dead:
+            os.close(self._processes.pop(incarnation))
+
+    def _let_go(self, arguments: dict[str, Any]) -> bool:
+        """The initiator has closed its end."""
+        self._close({_named(arguments)})
+        return True
 
     def pairs(self) -> list[Pair]:
         with self._lock:
@@ -142,6 +159,8 @@ class PairTable:
 
     def close(self) -> None:
         self._close(set(self.pairs()))
+        while self._processes:
+            os.close(self._processes.popitem()[1])
 
     def _close(self, pairs: set[Pair]) -> None:
         with self._lock:
@@ -161,7 +180,7 @@ class PairTable:
         rank = INITIATOR if pair.initiator == self._local.endpoint.incarnation else RESPONDER
         with _own_turn(deadline) as keep_turn:
             joined = self._start_join(arguments["root_info"], arguments["serial"], rank, keep_turn())
-        self._keep(pair, _result(joined, deadline, "its peer did not join in time"))
+        self._keep(pair, arguments["them"], _result(joined, deadline, "its peer did not join in time"))
         return True
 
     def _lead(self, pair: Pair, serial: int, rank: int, peer: EndpointInfo, deadline: Deadline) -> Communicator:
@@ -170,7 +189,8 @@ class PairTable:
             with device.current():
                 root_info = load_hccl().root_info()
             question = {
-                **pair._asdict(), "serial": serial, "root_info": root_info, "timeout_s": deadline.remaining_s,
+                **pair._asdict(), "serial": serial, "root_info": root_info, "them": self._local.endpoint,
+                "timeout_s": deadline.remaining_s,
             }  # fmt: skip
             asked = in_thread(lambda: ask(self._peers, peer, JOIN, question, deadline))
             joined = self._start_join(root_info, serial, rank, keep_turn())
@@ -181,7 +201,7 @@ class PairTable:
         except BaseException:
             joined.cancel()
             raise
-        return self._keep(pair, communicator)
+        return self._keep(pair, peer, communicator)
 
     def _start_join(self, root_info: bytes, serial: int, rank: int, give_turn_back: Callable[[], None]) -> Future[Any]:
         """In a thread of its own: the call cannot be bounded, the wait for it can. Nobody's late result is closed."""
@@ -196,12 +216,26 @@ class PairTable:
 
         return in_thread(join, unwanted=Communicator.close)
 
-    def _keep(self, pair: Pair, communicator: Communicator) -> Communicator:
+    def _keep(self, pair: Pair, peer: EndpointInfo, communicator: Communicator) -> Communicator:
         with self._lock:
             older, self._made[pair] = self._made.get(pair), communicator
+            if peer.incarnation not in self._processes:
+                pidfd = open_pidfd(self._local.endpoint, peer)
+                if pidfd >= 0:
+                    self._processes[peer.incarnation] = pidfd
         if older is not None:
             older.close()
         return communicator
+
+
+def open_pidfd(local: EndpointInfo, peer: EndpointInfo) -> int:
+    """-1 for a process of another host, which only its silence betrays. Raises PeerLost."""
+    if same_host_refusal(local, peer) is not None:
+        return -1
+    try:
+        return os.pidfd_open(peer.pid)
+    except ProcessLookupError:
+        raise PeerLost(f"{peer} has died") from None
 
 
 @contextmanager
@@ -223,7 +257,7 @@ def _own_turn(deadline: Deadline) -> Iterator[Callable[[], Callable[[], None]]]:
             _turn.release()
 
 
-def in_thread(work: Callable[[], Any], unwanted: Callable[[Any], None] | None = None) -> Future[Any]:
+def in_thread(work: Callable[[], Any], unwanted: Callable[[Any], object] | None = None) -> Future[Any]:
     """Work in a thread of its own; `unwanted` gets a result that came after the future was cancelled."""
     future: Future[Any] = Future()
 

@@ -16,6 +16,10 @@ from tests.emulator.faulty import TIMEOUT_S, FaultyPair, settled
 SOME = [1, 5, 6], [9, 0, 1]
 
 
+HCCL = pytest.mark.parametrize("started", ["hccl"], indirect=True)  # one end alone is at work otherwise
+IPC = pytest.mark.parametrize("started", ["device_ipc"], indirect=True)  # nothing is mapped otherwise
+
+
 @pytest.fixture(scope="module", params=["device_ipc", "hccl"])
 def started(request: pytest.FixtureRequest, npus: None) -> Iterator[FaultyPair]:
     pair = FaultyPair(request.param)
@@ -77,9 +81,8 @@ def test_opposite_pushes_at_once_do_not_wait_for_each_other(pair: FaultyPair) ->
         assert (landed[:, 10:] == source).all()
 
 
+@HCCL
 def test_an_operation_that_never_ends_is_a_timeout_and_the_next_push_works(pair: FaultyPair) -> None:
-    if transport(pair) == "device_ipc":
-        pytest.skip("a copy engine that hangs is waited for past the deadline, see the next test but one")
     source, target = both(pair)
     pair.on(2, "faults", "HcclBatchSendRecv:1:stall")
     with Within(TIMEOUT_S + 10), pytest.raises(TransferTimeout):
@@ -130,9 +133,8 @@ def test_a_target_that_nobody_allocated_is_refused(pair: FaultyPair) -> None:
     assert not isinstance(caught.value, TransferTimeout)
 
 
+@HCCL
 def test_a_count_that_differs_is_told_at_once_and_the_next_push_works(pair: FaultyPair) -> None:
-    if transport(pair) != "hccl":
-        pytest.skip("one end alone counts")
     source, target = both(pair)
     pair.on(2, "miscount", True)
     with Within(TIMEOUT_S), pytest.raises(LLMException) as caught:
@@ -164,9 +166,8 @@ def test_a_pool_that_is_too_small_is_named(pair: FaultyPair) -> None:
         pair.on(1, "make", "DEVICE", (1 << 16, 4, 1024))
 
 
+@IPC
 def test_memory_comes_back_when_a_process_that_mapped_it_died(pair: FaultyPair) -> None:
-    if transport(pair) != "device_ipc":
-        pytest.skip("nothing is mapped")
     empty = settled_memory(pair)
     both(pair)
     pair.on(2, "clear")
@@ -176,9 +177,8 @@ def test_memory_comes_back_when_a_process_that_mapped_it_died(pair: FaultyPair) 
     pair.start(1)
 
 
+@IPC
 def test_memory_comes_back_when_the_other_side_unmaps_it(pair: FaultyPair) -> None:
-    if transport(pair) != "device_ipc":
-        pytest.skip("nothing is mapped")
     empty = settled_memory(pair)
     both(pair)
     pair.on(2, "clear")
