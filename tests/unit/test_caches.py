@@ -270,6 +270,7 @@ def test_status_lists_what_there_is(two: Two) -> None:
     status: Any = two.source.status()
     assert status["links"][0] | {"alive": True} == {
         "to": 2, "transport": "loopback", "alive": True, "bytes_pushed": 128, "bytes_pulled": 0,
+        "device_bytes": 0,
     }  # fmt: skip
     assert status["counters"] == {"bytes_pushed/loopback": 128, "transfers_landed": 1}
     assert status["caches"][0]["fabric_memory"] is True

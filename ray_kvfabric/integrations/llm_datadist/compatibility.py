@@ -217,7 +217,7 @@ _INTERNALS_TEXT = "how LLM-DataDist's own transfer_cache_async works inside; no 
 # What our objects have besides; none of it changes what a program written for LLM-DataDist sees.
 ADDITIONS: dict[str, tuple[str, ...]] = {
     "BlocksCacheKey": ("way",),
-    "Cache": ("numpy", "torch", "forget_addresses", "forget_memory"),
+    "Cache": ("numpy", "torch", "read", "write", "forget_addresses", "forget_memory"),
     "CacheTask": ("errors",),
     "LLMException": ("default_code",),
 }

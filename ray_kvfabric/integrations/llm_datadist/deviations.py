@@ -639,10 +639,10 @@ DEVIATIONS = (
         names=(*_ALLOCATES, *_COPIES, *_PUSHES, *_PULLS, *_LAYERS, "Placement"),
         reference="DEVICE memory is the NPU's",
         ours=(
-            "without a device, allocating, copying and transferring DEVICE caches is LLM_PARAM_INVALID, and "
-            "reaching a peer's is LLM_LINK_FAILED; "
+            "they lie on the device that torch has here, an NPU or a CUDA GPU; without one, allocating, copying and "
+            "transferring DEVICE caches is LLM_PARAM_INVALID, and reaching a peer's is LLM_LINK_FAILED; "
             "emulated_device='host' lets them lie in host memory"
         ),
-        why="no transport of this version reaches device memory",
+        why="programs written for NPUs can be tried where there is none",
     ),
 )
