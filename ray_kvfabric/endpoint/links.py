@@ -20,7 +20,7 @@ from ray_kvfabric.ports import Directory, PeerCalls
 from ray_kvfabric.route import CacheInfo, Route
 from ray_kvfabric.telemetry import Counters
 from ray_kvfabric.transport.base import Link, LocalEnd, RemoteCache, Transport
-from ray_kvfabric.transport.registry import Verdict, choose, judge
+from ray_kvfabric.transport.registry import FASTER, Verdict, choose, judge, why_slow
 
 FitKey = tuple[int, bool, LayerRequest]  # local cache id, is it the target, layers asked for
 
@@ -178,20 +178,20 @@ class LinkTable:
         """The best transport's link to this incarnation, opened if it is not yet."""
         check_memories(self._local, route, memory)
         transport = choose(self._transports, self._local.endpoint, route, memory)
-        self._warn_if_slow(transport, route)
+        self._warn_if_slow(transport, route, memory)
         key = (route.endpoint.incarnation, transport.name)
         link = self._links.get(key)
         if link is None:
             link = self._links[key] = transport.open_link(self._local, route.endpoint, self._peers, deadline)
         return link
 
-    def _warn_if_slow(self, transport: Transport, route: Route) -> None:
-        best = next((each.name for each in self._transports if each.capabilities.same_host_only), transport.name)
-        if transport.name == "process_vm" and best != transport.name:
+    def _warn_if_slow(self, transport: Transport, route: Route, memory: str) -> None:
+        reason = why_slow(transport, self._transports, self._local.endpoint, route, memory)
+        if reason is not None:
             self._counters.warn_once(
                 f"slow_path/{transport.name}",
-                f"cache {route.cache.cache_id} of {route.endpoint} is reached by process_vm, at about half the speed "
-                "of shared memory: it was registered from memory that the fabric did not allocate",
+                f"cache {route.cache.cache_id} of {route.endpoint} is reached by {transport.name}, at about half the "
+                f"speed of {FASTER[transport.name]} or less: {reason}",
             )
 
     def _close_dead(self, link: Link) -> None:

@@ -10,9 +10,12 @@ from typing import NamedTuple
 from ray_kvfabric.errors import LinkFailed, UnknownTransport
 from ray_kvfabric.route import EndpointInfo, Route
 from ray_kvfabric.transport.base import Transport
+from ray_kvfabric.transport.host_link import same_host_refusal
 
 GROUP = "ray_kvfabric.transports"
 BY_SPEED = ("loopback", "shared_memory", "process_vm", "device_ipc", "hccl")  # fastest first; others follow by name
+
+FASTER = {"process_vm": "shared_memory", "hccl": "device_ipc"}  # between processes of one host
 
 
 class Verdict(NamedTuple):
@@ -67,6 +70,16 @@ def choose(transports: tuple[Transport, ...], local: EndpointInfo, route: Route,
         f"no transport from endpoint {local.cluster_id} to cache {route.cache.cache_id} of {route.endpoint}: "
         f"{reasons or 'none is enabled'}"
     )
+
+
+def why_slow(
+    chosen: Transport, transports: tuple[Transport, ...], local: EndpointInfo, route: Route, memory: str
+) -> str | None:
+    """Why the faster transport that this pair's hosts allow was not taken; None when there is none."""
+    faster = [each for each in transports if each.name == FASTER.get(chosen.name)]
+    if not faster or same_host_refusal(local, route.endpoint) is not None:
+        return None
+    return _refusal(faster[0], local, route, memory)
 
 
 def _refusal(transport: Transport, local: EndpointInfo, route: Route, memory: str) -> str | None:

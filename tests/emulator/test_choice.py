@@ -55,6 +55,7 @@ def test_blocks_that_the_copy_engine_does_not_take_go_by_hccl_in_one_batch(pair:
     landed = pair.on(2, "blocks", target)
     assert (landed[:, [0, 4, 5, 6, 1]] == 1).all()
     assert (landed[:, 7:] == 2).all()
+    assert status(pair, 1)["counters"]["slow_path/hccl"] == 1
     [link] = [each for each in status(pair, 1)["links"] if each["transport"] == "hccl"]
     assert link["device_bytes"] == 2 << 20  # two buffers of hccl_buffer_size
 
