@@ -8,7 +8,6 @@ methods, is in the default group.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from typing import Any
@@ -17,15 +16,13 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from ray_kvfabric.actors.chip import describe_chip, device_chip_name
+from ray_kvfabric.actors.chip import describe_chip, device_chip_name, log_chip
 from ray_kvfabric.actors.desk import Desk
 from ray_kvfabric.actors.endpoint import Seat, open_endpoint
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache.types import CacheDesc
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.route import CacheRef, EndpointInfo, Receipt
-
-logger = logging.getLogger(__name__)
 
 CONCURRENCY_GROUPS = {"control": 2, "answers": 8, "transfer": 4, "waiting": 4, "watch": 1}
 
@@ -37,7 +34,7 @@ class CacheWorker:
         context = ray.get_runtime_context()
         self.chip = device_chip_name()
         if self.chip is not None:
-            logger.info("endpoint %d runs on %s", seat.cluster_id, describe_chip(self.chip))
+            log_chip(describe_chip(self.chip), seat.cluster_id)
         self._released = threading.Event()
         self.manager = open_endpoint(seat, context.current_actor, tracer_pid=os.getppid())
         self._desk = Desk(self.manager)

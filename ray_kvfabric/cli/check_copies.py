@@ -5,13 +5,15 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from ray_kvfabric.bench.cases import KIB, Case
 from ray_kvfabric.bench.contents import Ledger, fill_source
 from ray_kvfabric.bench.endpoints import Roads, Target, describe, settings
 from ray_kvfabric.bench.worker import Local, Spawned, Worker
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.cli.check_devices import DevicePair, check_device_transport
+from ray_kvfabric.cli.device_end import Seen
 from ray_kvfabric.cli.findings import Finding, State
+from ray_kvfabric.cli.trial import LISTS, TRIAL
 from ray_kvfabric.config import endpoint_settings
 from ray_kvfabric.errors import ConfigError, FabricError
 from ray_kvfabric.memory.copy import load
@@ -19,8 +21,6 @@ from ray_kvfabric.transport.base import Transport
 from ray_kvfabric.transport.registry import GROUP, create, names
 
 NEEDED = ("loopback", "shared_memory")
-_TRIAL = Case(name="trial", num_tensors=2, block_nbytes=4 * KIB, blocks_per_call=3, num_blocks=8)
-_LISTS = ([1, 4, 6], [7, 0, 3])
 _BUILD = "reinstall ray-kvfabric with a C compiler at hand"
 
 
@@ -57,22 +57,21 @@ def _load_chosen() -> str:
     return chosen
 
 
-def check_transports() -> list[Finding]:
-    """Every installed transport, and those that a name is needed of."""
+def check_transports(seen: Seen) -> list[Finding]:
+    """Every installed transport, and those that a name is needed of. `seen`: the devices to try them on."""
     installed = {point.name for point in entry_points(group=GROUP)}
     absent = [
         Finding("transports", name, "missing", "not installed", "reinstall ray-kvfabric")
         for name in NEEDED
         if name not in installed
     ]
-    return absent + [_check(create(name)) for name in names()]
+    with DevicePair(seen) as devices:
+        return absent + [_check(create(name), devices) for name in names()]
 
 
-def _check(transport: Transport) -> Finding:
+def _check(transport: Transport, devices: DevicePair) -> Finding:
     if transport.capabilities.device_memory:
-        reason = transport.missing()
-        text = "installed; not tried: it needs device memory" if reason is None else f"not available: {reason}"
-        return Finding("transports", transport.name, "note", text)
+        return check_device_transport(transport, devices)
     reason = transport.missing() or _failure(transport)
     if reason is None:
         return Finding("transports", transport.name, "ok", f"works: {_kind(transport)}")
@@ -112,14 +111,14 @@ def _failure(transport: Transport) -> str | None:
 def try_push(transport: Transport, target: Worker) -> str | None:
     """Pushes from this process to the worker and compares every byte there. Raises FabricError."""
     foreign = transport.capabilities.foreign_memory and transport.name != "loopback"
-    route = target.call("open_cache", _TRIAL, 0, foreign)
+    route = target.call("open_cache", TRIAL, 0, foreign)
     roads = Roads()
     roads.put(route)
     with CacheManager(1, directory=roads, settings=settings((transport.name,))) as manager:
-        cache = manager.allocate_blocks_cache(describe(_TRIAL))
-        fill_source(cache, _TRIAL)
-        manager.push_blocks(BlocksCacheKey(2, 0), cache, *_LISTS)
-    ledger = Ledger(_TRIAL)
-    ledger.write(_LISTS)
+        cache = manager.allocate_blocks_cache(describe(TRIAL))
+        fill_source(cache, TRIAL)
+        manager.push_blocks(BlocksCacheKey(2, 0), cache, *LISTS)
+    ledger = Ledger(TRIAL)
+    ledger.write(LISTS)
     wrong: str | None = target.call("first_wrong", 0, ledger.held)
     return wrong

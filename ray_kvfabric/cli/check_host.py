@@ -1,18 +1,15 @@
-"""Doctor's look at the host: limits and permissions of this process, kernel, memory, devices."""
+"""Doctor's look at the host: limits and permissions of this process, kernel, memory."""
 
 from __future__ import annotations
 
-import glob
 import mmap
 import os
 import platform
 import re
 import resource
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
-from ray_kvfabric.actors.chip import describe_chip, device_chip_name
 from ray_kvfabric.cli.findings import Finding
 from ray_kvfabric.memory.huge_pages import can_advise, shared_memory_policy
 from ray_kvfabric.memory.memfd import MADV_POPULATE_WRITE, available_nbytes
@@ -117,23 +114,3 @@ def _huge_pages() -> Finding:
     policy = shared_memory_policy()
     use = "caches ask for them" if can_advise(policy) else "caches get 4 KiB pages"
     return Finding("host", "huge pages", "ok", f"shared memory: {policy}; {use}")
-
-
-def check_devices() -> list[Finding]:
-    return [_npu(), _chip(), _cuda()]
-
-
-def _npu() -> Finding:
-    nodes = glob.glob("/dev/davinci[0-9]*")
-    driver = "torch_npu is installed" if find_spec("torch_npu") else "torch_npu is not installed"
-    return Finding("devices", "NPU", "ok", f"{len(nodes)} of /dev/davinci*; {driver}")
-
-
-def _chip() -> Finding:
-    name = device_chip_name()
-    text = "none known to CANN here" if name is None else str(describe_chip(name))
-    return Finding("devices", "chip", "ok", text)
-
-
-def _cuda() -> Finding:
-    return Finding("devices", "CUDA", "ok", f"{len(glob.glob('/dev/nvidia[0-9]*'))} of /dev/nvidia*")

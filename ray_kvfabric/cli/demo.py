@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from ray_kvfabric.demo.checkpoint import default_prompt
+from ray_kvfabric.demo.place import RESOURCES, Place
 from ray_kvfabric.demo.report import Screen
 from ray_kvfabric.demo.request import ModelChoice, Request
 from ray_kvfabric.demo.run import run
@@ -47,6 +48,14 @@ def _size_options(command: Any) -> Any:
 @click.option("--random-weights", is_flag=True, help="Draws the weights of a model of the sizes below.")
 @_size_options
 @click.option("--block-tokens", type=_AT_LEAST_1, default=16, show_default=True, help="Tokens in a block.")
+@click.option(
+    "--device",
+    type=click.Choice(("cpu", *RESOURCES)),
+    default="cpu",
+    show_default=True,
+    help="Where K and V of both workers lie.",
+)
+@click.option("--transport", metavar="NAME", help="Pushes by this one.  [default: the fabric's choice]")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draws the timeline into this file.")
 @click.option("--json", "as_json", is_flag=True, help="Prints one JSON object on stdout.")
 @click.option(
@@ -72,6 +81,7 @@ def demo(as_json: bool, plot: Path | None, address: str | None, **options: Any) 
     """
     if plot is not None:
         require_matplotlib()
+    place = Place(options["device"], options["transport"])
     prompt = _prompt(options["prompt"], options["prompt_file"])
     model = _model(options)
     text = model.text()
@@ -79,7 +89,7 @@ def demo(as_json: bool, plot: Path | None, address: str | None, **options: Any) 
     screen = Screen(Console(file=sys.stderr if as_json else sys.stdout), text, prompt)
     with redirect_stdout(sys.stderr):  # Ray prints its complaints; stdout is ours
         try:
-            outcome = run(model, request, screen, address)
+            outcome = run(model, request, screen, address, place)
         finally:
             screen.end_text()
     summary = summarize(outcome, screen.text)

@@ -6,7 +6,8 @@ import click
 from rich.text import Text
 
 from ray_kvfabric.cli.check_copies import check_kernel, check_transports
-from ray_kvfabric.cli.check_host import check_devices, check_host
+from ray_kvfabric.cli.check_devices import check_devices, look_at_devices
+from ray_kvfabric.cli.check_host import check_host
 from ray_kvfabric.cli.check_ray import check_ray
 from ray_kvfabric.cli.findings import Finding, as_document, is_healthy
 from ray_kvfabric.cli.output import console, print_json
@@ -21,9 +22,11 @@ _MARKS = {"ok": ("ok     ", "green"), "note": ("note   ", "yellow"), "missing": 
 def doctor(context: click.Context, as_json: bool) -> None:
     """What this machine can do, what it lacks, and what to do about it.
 
-    Every transport is tried with a small push between two processes. Exit code 1 when something needed is missing.
+    Every transport is tried with a small push between two processes: those of device memory on two devices, or on the
+    one there is. Exit code 1 when something needed is missing.
     """
-    findings = [*check_kernel(), *check_transports(), *check_devices(), *check_ray(), *check_host()]
+    seen = look_at_devices()
+    findings = [*check_kernel(), *check_transports(seen), *check_devices(seen), *check_ray(), *check_host()]
     if as_json:
         print_json(as_document(findings))
     else:

@@ -81,6 +81,8 @@ def _rows(summary: Summary) -> dict[str, str]:
     return {
         "blocks": f"{summary.blocks_pushed}, each of {summary.layers} layers",
         "bytes": f"{summary.bytes_pushed:,} ({summary.bytes_pushed / 2**20:.2f} MiB)",
+        "from": summary.prefill_memory,
+        "to": summary.decode_memory,
         "transport": summary.transport,
         "moving": f"{summary.moving_ms:.2f} ms",
         "speed": f"{summary.gbps:.2f} GB/s",

@@ -98,6 +98,13 @@ class Request:
         return Sampler(temperature=self.temperature, seed=self.seed, suppressed=config.end_token_ids)
 
 
+class Reserved(NamedTuple):
+    """A worker's part of its cache: ids of blocks, in their order. `memory` names where they lie, as a person would."""
+
+    blocks: list[int]
+    memory: str
+
+
 class PrefillRun(NamedTuple):
     """`computed_ns[l]`: K and V of layer l lay in the cache; `span` ends with the last layer's MLP."""
 

@@ -5,7 +5,8 @@
     layer 1: ...                                    ...
                                                     all have landed: decodes from its own cache
 
-Between the call that starts each side and the first token no Ray call is made.
+Between the call that starts each side and the first token no Ray call is made, over one-sided transports; one that is
+not asks the peer for each push. On a device the model still computes on the host: `home.py` copies in between.
 """
 
 from __future__ import annotations
@@ -13,31 +14,33 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import numpy as np
+import ray
 
 from ray_kvfabric.actors.endpoint import Seat
 from ray_kvfabric.actors.worker import CacheWorker
-from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
 from ray_kvfabric.demo.generate import blocks_for, continuation, scattered, tensor_shape, write_alone
+from ray_kvfabric.demo.home import home_of
 from ray_kvfabric.demo.llama import Llama
 from ray_kvfabric.demo.overlap import Span
-from ray_kvfabric.demo.paged_kv import PagedKV
+from ray_kvfabric.demo.place import RESOURCES
 from ray_kvfabric.demo.request import (
     AloneRun,
     LayerReceived,
     ModelChoice,
     PrefillRun,
     Request,
+    Reserved,
     TokenWritten,
 )
 from ray_kvfabric.endpoint.transfers import Transfer
 from ray_kvfabric.errors import ConfigError
+from ray_kvfabric.route import DeviceId
 
 
 class ModelWorker(CacheWorker):
-    """An actor with a model whose K and V lie in a blocks cache of its own endpoint."""
+    """An actor with a model whose K and V lie in a blocks cache of its own endpoint, on its device if it has one."""
 
     def __init__(self, seat: Seat, model: ModelChoice) -> None:
         self.llama = Llama(model.load())
@@ -50,8 +53,8 @@ class ModelWorker(CacheWorker):
     def num_layers(self) -> int:
         return self.llama.config.num_hidden_layers
 
-    def reserve(self, tokens: int, block_tokens: int) -> list[int]:
-        """Allocates the cache; the ids of random blocks of it with room for `tokens`, in their order."""
+    def reserve(self, tokens: int, block_tokens: int) -> Reserved:
+        """Allocates the cache; random blocks of it with room for `tokens`."""
         config = self.llama.config
         if tokens > config.max_position_embeddings:
             raise ConfigError(
@@ -59,11 +62,17 @@ class ModelWorker(CacheWorker):
             )
         count = blocks_for(tokens, block_tokens)
         shape = tensor_shape(config, 2 * count, block_tokens)
-        desc = CacheDesc(2 * config.num_hidden_layers, shape, DataType.DT_FLOAT, Placement.HOST)
+        placement = Placement.HOST if self.manager.settings.device is None else Placement.DEVICE
+        desc = CacheDesc(2 * config.num_hidden_layers, shape, DataType.DT_FLOAT, placement)
         self.cache = self.manager.allocate_blocks_cache(desc, self.key)
         self.blocks = scattered(count, 2 * count)
-        self.kv = paged_view(self.cache, self.blocks)
-        return self.blocks
+        self.home = home_of(self.cache, self.blocks)
+        return Reserved(self.blocks, self._memory())
+
+    def _memory(self) -> str:
+        """Of the cache, as it was published."""
+        [info] = [each for each in self.manager.caches() if each.cache_id == self.cache.cache_id]
+        return "host memory" if info.device is None else pinned_name(info.device)
 
     def write_alone(self, request: Request) -> AloneRun:
         """The same text by this process alone, in private memory."""
@@ -83,11 +92,12 @@ class PrefillWorker(ModelWorker):
         transfers: list[Transfer] = []
 
         def push(layer: int) -> None:
+            self.home.store(layer, self.blocks)
             computed_ns.append(time.monotonic_ns())
             transfers.append(self._start_push(request, layer, target, target_blocks))
 
         begin_ns = time.monotonic_ns()
-        self.llama.prefill(request.tokens[:-1], self.kv, on_layer=push)
+        self.llama.prefill(request.tokens[:-1], self.home.kv, on_layer=push)
         end_ns = time.monotonic_ns()
         receipts = tuple(transfer.wait(request.timeout_s) for transfer in transfers)
         return PrefillRun(Span(begin_ns, end_ns), tuple(computed_ns), receipts)
@@ -113,12 +123,14 @@ class DecodeWorker(ModelWorker):
         for layer in range(self.num_layers()):
             self.manager.wait_received(request.transfer_id(layer), request.timeout_s)
             yield LayerReceived(layer, time.monotonic_ns())
+            self.home.load(layer, self.blocks[: request.prompt_blocks])
         sampler = request.sampler(self.llama.config)
-        for token in continuation(self.llama, request.tokens, self.kv, sampler, request.max_new_tokens):
+        for token in continuation(self.llama, request.tokens, self.home.kv, sampler, request.max_new_tokens):
             yield TokenWritten(token, time.monotonic_ns())
 
 
-def paged_view(cache: Cache, blocks: list[int]) -> PagedKV:
-    """The cache's own memory, in which tensors 2 l and 2 l + 1 are K and V of layer l."""
-    tensors = [cache.numpy(index).view(np.float32) for index in range(cache.cache_desc.num_tensors)]
-    return PagedKV(tensors[::2], tensors[1::2], blocks)
+def pinned_name(device: DeviceId) -> str:
+    """Such as "NPU 1 (Ascend910B3)", by the number of the cluster's node; the process itself sees one and counts 0."""
+    resource = RESOURCES[device.kind]
+    ids = ray.get_runtime_context().get_accelerator_ids().get(resource)
+    return f"{resource} {ids[0] if ids else device.number} ({device.chip})"

@@ -21,6 +21,8 @@ class Summary:
     blocks_pushed: int
     bytes_pushed: int
     transport: str
+    prefill_memory: str
+    decode_memory: str
     gbps: float
     moving_ms: float
     hidden_fraction: float
@@ -36,6 +38,7 @@ def summarize(outcome: Outcome, text: str) -> Summary:
     receipts, prefill = outcome.prefill.receipts, outcome.prefill
     nbytes, seconds = sum(receipt.nbytes for receipt in receipts), moving_seconds(receipts)
     decode_s = (outcome.written[-1].written_ns - outcome.received[-1].seen_ns) / 1e9
+    prefill_memory, decode_memory = outcome.memories
     differs_at = first_difference(outcome.tokens, outcome.alone.tokens)
     return Summary(
         tokens_match=differs_at is None,
@@ -46,6 +49,8 @@ def summarize(outcome: Outcome, text: str) -> Summary:
         blocks_pushed=len(outcome.request.pushed),
         bytes_pushed=nbytes,
         transport=", ".join(sorted({receipt.transport for receipt in receipts})),
+        prefill_memory=prefill_memory,
+        decode_memory=decode_memory,
         gbps=round(nbytes / seconds / 1e9, 3),
         moving_ms=round(seconds * 1e3, 3),
         hidden_fraction=round(hidden_fraction(prefill.layers, receipts), 4),

@@ -80,7 +80,8 @@ def _label(axes: Any, layers: int, summary: Summary) -> None:
     axes.set_xlabel("ms since the prefill began")
     axes.set_title(
         f"{summary.blocks_pushed} blocks, {summary.bytes_pushed / 2**20:.2f} MiB by {summary.transport}: "
-        f"{summary.hidden_fraction:.0%} hidden behind the computing of later layers",
+        f"{summary.hidden_fraction:.0%} hidden behind the computing of later layers\n"
+        f"from {summary.prefill_memory} to {summary.decode_memory}",
         loc="left", fontsize=11,
     )  # fmt: skip
     axes.figure.legend(loc="outside lower center", ncols=4, frameon=False)

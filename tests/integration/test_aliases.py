@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 
 import pytest
@@ -40,13 +41,21 @@ def test_an_endpoint_is_found_under_its_alias_until_it_gives_it_up(fabric) -> No
         assert one.find_alias("10.0.0.1:26000", deadline).cluster_id == 2
 
 
+def kill_and_wait(pid: int) -> None:
+    """Until the process has ended: it dies some time after the signal was sent."""
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+
+
 def test_the_alias_of_an_endpoint_that_died_is_free_at_once(fabric, ray_cluster) -> None:
     dying = Listener.remote(fabric.name, 1, "10.0.0.1:26000")
     pid = ray.get(dying.pid.remote(), timeout=60)
     with fabric.join(2) as manager:
         with pytest.raises(AliasTaken):
             manager.listen("10.0.0.1:26000")
-        os.kill(pid, signal.SIGKILL)
+        kill_and_wait(pid)
         manager.listen("10.0.0.1:26000")
         assert [member.endpoint.cluster_id for member in fabric.members()] == [2]
 

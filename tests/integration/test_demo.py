@@ -76,6 +76,13 @@ def test_the_cluster_is_used_and_left_as_it_was(ray_cluster: str) -> None:
     eventually(lambda: not demo_actors(), 20, "the demo's actors are gone")
 
 
+def test_the_transport_asked_for_is_used(ray_cluster: str) -> None:
+    result = demo("--json", "--transport", "process_vm", "--max-new-tokens", "8", "Return the name of the file.")
+    assert result.exit_code == 0, result.output
+    assert (answer(result)["tokens_match"], answer(result)["transport"]) == (True, "process_vm")
+    assert answer(result)["prefill_memory"] == answer(result)["decode_memory"] == "host memory"
+
+
 def test_leaving_out_a_block_changes_the_text_and_the_exit_code(ray_cluster: str, four_blocks: str) -> None:
     common = ("--json", "--random-weights", "--max-new-tokens", "24", "--prompt-file", four_blocks)
     whole = demo(*common)
@@ -90,7 +97,7 @@ def test_leaving_out_a_block_changes_the_text_and_the_exit_code(ray_cluster: str
 def test_the_table_and_the_text_are_shown(ray_cluster: str) -> None:
     result = demo("--max-new-tokens", "8", "--random-weights", "--layers", "2", "--hidden", "64", "Return the name")
     assert result.exit_code == 0, result.output
-    for part in ("hidden behind compute", "shared_memory", "each of 2 layers", "All 8 tokens equal"):
+    for part in ("hidden behind compute", "shared_memory", "host memory", "each of 2 layers", "All 8 tokens equal"):
         assert part in result.stdout
 
 
@@ -101,6 +108,9 @@ def test_the_table_and_the_text_are_shown(ray_cluster: str) -> None:
         (("",), "at least 2 tokens"),
         (("--temperature", "-1"), "temperature must not be negative"),
         (("--max-new-tokens", "4000"), "max_position_embeddings is 4096"),
+        (("--device", "cuda", "a b"), "--device cuda needs 2 GPUs, one for each worker, and this Ray cluster has 0"),
+        (("--device", "npu", "a b"), "needs a device, and torch_npu is not installed"),
+        (("--transport", "hccl", "a b"), "hccl does not move host to host memory"),
     ],
 )
 def test_refusals_are_one_line_and_exit_1(ray_cluster: str, arguments: tuple[str, ...], text: str) -> None:

@@ -33,6 +33,7 @@ def outcome_of(tokens: tuple[int, ...] = TOKENS) -> Outcome:
     )
     return Outcome(
         Request(tokens=tuple(range(60)), max_new_tokens=len(tokens)),
+        ("NPU 0 (Ascend910B3)", "NPU 1 (Ascend910B3)"),
         PrefillRun(Span(0, 25 * MS), (10 * MS, 20 * MS), receipts),
         (LayerReceived(0, 14 * MS), LayerReceived(1, 24 * MS)),
         tuple(TokenWritten(token, (26 + 2 * index) * MS) for index, token in enumerate(tokens)),
@@ -51,6 +52,7 @@ def test_summary_counts_what_the_run_did() -> None:
     assert (summary.tokens_match, summary.first_difference) == (True, None)
     assert (summary.blocks_pushed, summary.bytes_pushed, summary.layers) == (4, 8 * 10**6, 2)
     assert (summary.transport, summary.gbps, summary.moving_ms) == ("shared_memory", 2.0, 4.0)
+    assert (summary.prefill_memory, summary.decode_memory) == ("NPU 0 (Ascend910B3)", "NPU 1 (Ascend910B3)")
     assert (summary.hidden_fraction, summary.hidden_limit) == (0.5, 0.5)
     assert (summary.prefill_ms, summary.decode_ms, summary.single_process_ms) == (25, 6, 40)
 
@@ -63,7 +65,14 @@ def test_another_token_is_a_mismatch_at_its_position() -> None:
 
 def test_table_shows_the_numbers() -> None:
     text = shown(table(summarize(outcome_of(), "")))
-    for part in ("4, each of 2 layers", "8,000,000", "shared_memory", "2.00 GB/s", "50% (at most 50%)"):
+    for part in (
+        "4, each of 2 layers",
+        "8,000,000",
+        "shared_memory",
+        "NPU 1 (Ascend910B3)",
+        "2.00 GB/s",
+        "50% (at most 50%)",
+    ):
         assert part in text
 
 

@@ -7,6 +7,7 @@ namespace kvf {
 
 KVF_API(aclError, aclrtSetDeviceSatMode, (OverflowMode mode))    // at the first use of a device
 KVF_API(aclError, aclrtSetOpExecuteTimeOut, (uint32_t seconds))  // the same
+KVF_API(aclError, aclrtSetStreamOverflowSwitch, (aclrtStream stream, uint32_t flag))  // on chips before 910B
 KVF_API(aclError, aclrtSetOpWaitTimeout, (uint32_t seconds))     // of init_process_group("hccl")
 KVF_API(aclError, aclrtGetSysParamOpt, (SystemOption option, int64_t *value))
 KVF_API(aclError, aclrtSetSysParamOpt, (SystemOption option, int64_t value))

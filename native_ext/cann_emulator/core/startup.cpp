@@ -43,6 +43,10 @@ aclError aclrtSetOpExecuteTimeOut(uint32_t seconds) {
   return Call("aclrtSetOpExecuteTimeOut").with("seconds", static_cast<uint64_t>(seconds)).run([] { return code::ok; });
 }
 
+aclError aclrtSetStreamOverflowSwitch(aclrtStream, uint32_t flag) {
+  return Call("aclrtSetStreamOverflowSwitch").with("flag", static_cast<uint64_t>(flag)).run([] { return code::ok; });
+}
+
 aclError aclrtSetOpWaitTimeout(uint32_t seconds) {
   return Call("aclrtSetOpWaitTimeout").with("seconds", static_cast<uint64_t>(seconds)).run([] { return code::ok; });
 }
