@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.jobs import Job
 from ray_kvfabric.endpoint.links import Way
+from ray_kvfabric.endpoint.rules import check_rows_meet
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import RegionTable, StopWord
 from ray_kvfabric.plan import Cut, LayerSpan, Part, Plan, span_layers
@@ -51,6 +52,7 @@ class RowJob(Job):
         way, there = mover.links.way_of_row(self.way_name, entry.info.memory, self.deadline)
         names = self._names(way)
         self._check_pair(entry.info, way, there, names)
+        check_rows_meet(*self._sides(entry.info, there), names)
         parts = self.cut(Pair(entry.info, there, names))
         span, here_places, there_places = self._places(entry.info, there)
         for part in parts:

@@ -39,6 +39,14 @@ def check_requested_pull(here: CacheInfo, there: CacheInfo, owner: EndpointInfo,
         )
 
 
+def check_rows_meet(source: CacheInfo, target: CacheInfo, names: tuple[str, str]) -> None:
+    """From host memory to a device only blocks of blocks caches move (the first constraint of push_blocks)."""
+    if (source.memory, target.memory) == ("host", "device"):
+        raise ParamInvalid(
+            f"from HOST to DEVICE only blocks caches exchange, block by block: {names[0]} is HOST, {names[1]} DEVICE"
+        )
+
+
 def check_element_width(source: str, target: str, names: tuple[str, str]) -> None:
     if DataType[source].element_nbytes != DataType[target].element_nbytes:
         raise ParamInvalid(f"element widths differ: {names[0]} holds {source}, {names[1]} {target}")

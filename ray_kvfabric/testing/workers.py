@@ -49,6 +49,12 @@ class Places(NamedTuple):
     target: str
     allocates: bool
 
+    @property
+    def refused_rows(self) -> frozenset[str]:
+        """The ways that lead from HOST to DEVICE."""
+        ways = {("HOST", "DEVICE"): "push", ("DEVICE", "HOST"): "pull"}
+        return frozenset({way for ends, way in ways.items() if ends == (self.source, self.target)})
+
 
 PLACES = {
     "device to device": Places("DEVICE", "DEVICE", True),
@@ -118,7 +124,8 @@ class PeerWorker(CacheWorker):
         self.place(setup.places.source)
         there = RemoteTarget(target, target_pid)
         there.place(setup.places.target)
-        pair = Pair(setup.transport, self.peer, there, self, setup.places.allocates, setup.grain)
+        places = setup.places
+        pair = Pair(setup.transport, self.peer, there, self, places.allocates, setup.grain, places.refused_rows)
         try:
             getattr(TransportConformance(), case.name)(pair, **case.arguments)
         finally:

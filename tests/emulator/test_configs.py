@@ -1,4 +1,4 @@
-"""The shipped configuration for NPUs, as it stands: eight workers with caches in device memory."""
+"""The shipped configuration for NPUs, as it stands: four workers with caches in device memory."""
 
 from __future__ import annotations
 
