@@ -8,6 +8,8 @@
 #   make lint     format, types, imports, spelling
 #   make stress   the long tests
 PYTHON ?= python3
+# Each of the hundreds of processes of a test run would compile torch and ray anew.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native_ext/*.c native_ext/*.h native_ext/*.pyx)

@@ -26,6 +26,6 @@ def pair(request: pytest.FixtureRequest, npus: None) -> Iterator[PinnedPair]:
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
-@pytest.mark.parametrize(("pair", "places"), COMBINED, indirect=["pair"])
+@pytest.mark.parametrize(("pair", "places"), COMBINED, indirect=["pair"], scope="module")
 def test_conformance(pair: PinnedPair, places: str, case: Case) -> None:
     pair.run(case, PLACES[places])
