@@ -418,10 +418,10 @@ def read_process(
 
 def pieces(
         RegionTable source not None, RegionTable target not None, int64_t source_first, int64_t target_first,
-        int64_t count, BlockList source_blocks not None, BlockList target_blocks not None):
+        int64_t count, BlockList source_blocks not None, BlockList target_blocks not None, *, bint apart=False):
     """uint64 [n, 3]: source address, target address and bytes of each contiguous piece, in plan order.
 
-    Where source and target share bytes, pairs of blocks are not joined.
+    Where source and target share bytes, pairs of blocks are not joined; `apart` says that they do not.
     """
     cdef copy_plan plan
     cdef int64_t found
@@ -429,7 +429,7 @@ def pieces(
     cdef uint64_t[:, ::1] rows
     make_plan(&plan, source, target, source_first, target_first, count, source_blocks, target_blocks)
     with nogil:
-        merged = not plan_overlaps(&plan)
+        merged = apart or not plan_overlaps(&plan)
         found = plan_pieces(&plan, merged, NULL)
     listed = np.empty((found, 3), np.uint64)
     if found:

@@ -26,6 +26,7 @@ from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import NotLinked, TransferTimeout, TransferUnknown
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
+from ray_kvfabric.transport.questions import LONG
 
 _RETRY_S = 0.05
 
@@ -183,4 +184,5 @@ class RayPeers:
         """The peer's answer. It is asked once, however often Ray or this client repeats the call."""
         asked = {"question_id": uuid.uuid4().hex, "question": question, "arguments": arguments}
         with peer_errors(str(peer)):
-            return self._client.errand(peer.cluster_id, "answer", deadline, peer.incarnation, **asked)
+            method = "take_part" if question in LONG else "answer"
+            return self._client.errand(peer.cluster_id, method, deadline, peer.incarnation, **asked)

@@ -37,6 +37,7 @@ class Agent:
         self._desk = desk
         self._job = ray.get_runtime_context().get_job_id()
         self._stopped: Future[None] = Future()
+        self._tidier = threading.Thread()
         self._thread = threading.Thread(target=self._run, name="kvfabric-agent", daemon=True)
         directory.on_leave = self.stop
         self._thread.start()
@@ -76,12 +77,25 @@ class Agent:
         return Orders() if self._stopped.done() else reply.result(timeout=0)
 
     def _follow(self, orders: Orders) -> tuple[str, ...]:
-        self._desk.manager.drop_dead_links()
         if orders.announce_again and not self._stopped.done():
             self._directory.announce_again(Deadline.after(CALL_S))
         for errand in orders.errands:
             threading.Thread(target=self._serve, args=(errand,), name="kvfabric-errand", daemon=True).start()
+        self._tidy()
         return tuple(errand.errand_id for errand in orders.errands)
+
+    def _tidy(self) -> None:
+        """Aside: it may ask peers, who may be asking this endpoint by the next poll."""
+        if not self._tidier.is_alive():
+            self._tidier = threading.Thread(target=self._drop_dead_links, name="kvfabric-tidier", daemon=True)
+            self._tidier.start()
+
+    def _drop_dead_links(self) -> None:
+        try:
+            self._desk.manager.drop_dead_links()
+        except Exception:
+            if self._ray_is_ours() and not self._stopped.done():
+                raise
 
     def _serve(self, errand: Errand) -> None:
         outcome = self._desk.run(errand)

@@ -1,8 +1,8 @@
 """CacheWorker: an actor that holds one endpoint. Subclass it to let it sit beside a model.
 
-Calls of four groups do not wait for each other: `control` (short), `answers` (what peers ask, a part in a transfer
-too), `transfer` (one thread a moving push), `waiting` (who waits for an outcome); everything else, also a subclass's
-methods, is in the default group.
+Calls of five groups do not wait for each other: `control` (short), `answers` (what peers ask), `parts` (what they ask
+that takes as long as a transfer), `transfer` (one thread a moving push), `waiting` (who waits for an outcome);
+everything else, also a subclass's methods, is in the default group.
 `watch` holds the scheduler's one parked call, whose failure tells it that this actor died.
 """
 
@@ -21,10 +21,9 @@ from ray_kvfabric.actors.desk import Desk
 from ray_kvfabric.actors.endpoint import Seat, open_endpoint
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache.types import CacheDesc
-from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.route import CacheRef, EndpointInfo, Receipt
 
-CONCURRENCY_GROUPS = {"control": 2, "answers": 8, "transfer": 4, "waiting": 4, "watch": 1}
+CONCURRENCY_GROUPS = {"control": 2, "answers": 8, "parts": 8, "transfer": 4, "waiting": 4, "watch": 1}
 
 
 class CacheWorker:
@@ -58,6 +57,11 @@ class CacheWorker:
     @ray.method(concurrency_group="answers")
     def answer(self, question_id: str, question: str, arguments: dict[str, Any]) -> object:
         """What a peer asked through its PeerCalls; the same question_id is the same question."""
+        return self._desk.answer(question_id, question, arguments)
+
+    @ray.method(concurrency_group="parts")
+    def take_part(self, question_id: str, question: str, arguments: dict[str, Any]) -> object:
+        """As `answer`, for questions whose answer is a part in a transfer and waits for other answers."""
         return self._desk.answer(question_id, question, arguments)
 
     @ray.method(concurrency_group="control")
@@ -103,13 +107,8 @@ class CacheWorker:
 
     def read_blocks(self, cache_id: int, tensor_index: int, blocks: list[int]) -> NDArray[np.generic]:
         """A copy of these blocks of a tensor; for tests and notebooks, not for serving."""
-        return self.manager.cache(cache_id).read(tensor_index)[blocks]
+        return self.manager.cache(cache_id).read(tensor_index, blocks)
 
     def write_blocks(self, cache_id: int, tensor_index: int, blocks: list[int], values: NDArray[np.generic]) -> None:
-        """Sets these blocks of a tensor; for tests and notebooks, not for serving: all of the tensor is written."""
-        cache = self.manager.cache(cache_id)
-        tensor = cache.read(tensor_index)
-        if values.dtype != tensor.dtype:
-            raise ParamInvalid(f"values are {values.dtype}, cache {cache_id} is shown as {tensor.dtype}")
-        tensor[blocks] = values
-        cache.write(tensor_index, tensor)
+        """Sets these blocks of a tensor; for tests and notebooks, not for serving."""
+        self.manager.cache(cache_id).write(tensor_index, values, blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,25 +106,45 @@ class Cache:
         kind = getattr(torch, _TORCH_NAMES[self._cache_desc.data_type.name])
         return flat.view(kind).view(*self._cache_desc.shape)
 
-    def read(self, tensor_index: int) -> NDArray[np.generic]:
-        """A copy of tensor `tensor_index` as an array of `cache_desc.shape`, wherever the cache lies."""
+    def read(self, tensor_index: int, blocks: Sequence[int] | None = None) -> NDArray[np.generic]:
+        """A copy of tensor `tensor_index`, or of these blocks of it, in host memory, wherever the cache lies."""
         if isinstance(self._bytes(tensor_index), memoryview):
-            host: NDArray[np.generic] = self.numpy(tensor_index).copy()
+            tensor = self.numpy(tensor_index)
+            host: NDArray[np.generic] = tensor.copy() if blocks is None else tensor[list(blocks)]
             return host
-        kind, shape = self._cache_desc.data_type.numpy_dtype, tuple(self._cache_desc.shape)
-        copied: NDArray[np.generic] = self._bytes(tensor_index).cpu().numpy().view(kind).reshape(shape)
+        rows = self._rows(tensor_index)
+        found = [rows[block].cpu().numpy() for block in self._chosen(blocks)]
+        shape = (len(found), *tuple(self._cache_desc.shape)[1:])
+        copied: NDArray[np.generic] = np.stack(found).view(self._cache_desc.data_type.numpy_dtype).reshape(shape)
         return copied
 
-    def write(self, tensor_index: int, values: NDArray[np.generic]) -> None:
-        """Sets the whole of tensor `tensor_index`, wherever the cache lies. `values` as `read` gives them."""
-        found = self._bytes(tensor_index)
-        if isinstance(found, memoryview):
-            self.numpy(tensor_index)[...] = values
+    def write(self, tensor_index: int, values: NDArray[np.generic], blocks: Sequence[int] | None = None) -> None:
+        """Sets tensor `tensor_index`, or these blocks of it, wherever the cache lies. `values` as `read` gives them.
+
+        Raises LLMException (LLM_PARAM_INVALID) for values of another type or shape.
+        """
+        desc = self._cache_desc
+        shape = (len(self._chosen(blocks)), *tuple(desc.shape)[1:])
+        if (values.dtype, values.shape) != (desc.data_type.numpy_dtype, shape):
+            raise ParamInvalid(
+                f"values are {values.dtype} {values.shape}, cache {self._cache_id} is shown as "
+                f"{desc.data_type.numpy_dtype} and {shape} is to be set"
+            )
+        if isinstance(self._bytes(tensor_index), memoryview):
+            self.numpy(tensor_index)[self._chosen(blocks)] = values
             return
         import torch
 
-        flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        found.copy_(torch.from_numpy(flat if flat.flags.writeable else flat.copy()))
+        rows, flat = self._rows(tensor_index), np.array(values).reshape(shape[0], -1).view(np.uint8)
+        for row, block in zip(torch.from_numpy(flat), self._chosen(blocks), strict=True):
+            rows[block].copy_(row)
+
+    def _chosen(self, blocks: Sequence[int] | None) -> list[int]:
+        return list(range(self._cache_desc.shape[0]) if blocks is None else blocks)
+
+    def _rows(self, tensor_index: int) -> Any:
+        """uint8 [blocks, bytes of a block] on the device."""
+        return self._bytes(tensor_index).view(self._cache_desc.shape[0], -1)
 
     def _bytes(self, tensor_index: int) -> Any:
         if self._open is None:

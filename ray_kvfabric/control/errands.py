@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ray_kvfabric.errors import PeerLost, TransferUnknown
 
-METHODS = ("push_blocks", "result", "cancel", "answer", "status")
+METHODS = ("push_blocks", "result", "cancel", "answer", "take_part", "status")
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,6 +240,10 @@ class CacheTable:
     def find_mapped(self, cache_id: int) -> CacheEntry:
         """As `find`, and the first time looks whether bare addresses of the cache are mapped."""
         entry = self.find(cache_id)
+        if not entry.is_probed and entry.info.device is not None:
+            for region in entry.info.regions:
+                self._devices.open(f"cache {cache_id}").probe(region.base)
+            entry.is_probed = True
         if not entry.is_probed and entry.info.memory == "host":
             check_mapped(f"a tensor of cache {cache_id}", [(each.base, each.extent) for each in entry.info.regions])
             entry.is_probed = True

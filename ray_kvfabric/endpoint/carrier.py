@@ -11,7 +11,7 @@ from typing import Any
 from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.links import LinkTable, Way
-from ray_kvfabric.errors import PeerLost, StaleIncarnation, StaleRoute
+from ray_kvfabric.errors import PeerLost, StaleIncarnation, StaleRoute, TransferTimeout
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.base import LocalCache, Order, RemoteCache, Serving
 from ray_kvfabric.transport.questions import inside, reached, told_plan
@@ -26,7 +26,9 @@ class Carrier:
 
     def carry_out(self, arguments: dict[str, Any]) -> tuple[object, ...]:
         """The receipt as the peer and this endpoint keep it. Raises what the transfer raises."""
-        deadline = Deadline.after(arguments["timeout_s"])
+        deadline = Deadline(arguments["deadline_ns"])
+        if deadline.passed:  # the asker has given up, and may use its blocks for something else
+            raise TransferTimeout(f"transfer {arguments['transfer_id']} was out of time before it was begun here")
         with self._serving.visit(arguments["cache_id"], arguments["generation"]) as cache:
             try:
                 receipt = self._attempt(cache, arguments, deadline)
@@ -43,7 +45,7 @@ class Carrier:
 
     def _attempt(self, cache: LocalCache, arguments: dict[str, Any], deadline: Deadline) -> Receipt:
         name = arguments["their_cluster_id"], CacheName("id", arguments["their_cache_id"])
-        way = self._links.way(name, cache.info.memory, deadline)
+        way = self._links.way(name, cache.info.memory, deadline, is_asked=True)
         try:
             return self._move(way, cache, arguments, deadline)
         except (StaleRoute, StaleIncarnation, PeerLost):

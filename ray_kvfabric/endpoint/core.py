@@ -79,7 +79,7 @@ class EndpointCore(ABC):
             Placement.HOST: _host_pool("mem_pool", self.settings.mem_pool),
             Placement.DEVICE: self._make_device_pool(),
         }
-        staging = Staging(self._pools[Placement.DEVICE], self.settings.staging_size)
+        staging = self._staging = Staging(self._pools[Placement.DEVICE], self.settings.staging_size)
         self._identity = Identity(
             cluster_id, role, node, names, has_device_pool=has_device_pool, staging_nbytes=staging.buffer_nbytes
         )
@@ -242,8 +242,10 @@ class EndpointCore(ABC):
             steps.callback(self._cut_cycles)
             steps.callback(self._identity.close)
             steps.callback(self._devices.close)
+            steps.callback(self._links.close_transports)
             for pool in self._pools.values():
                 steps.callback(pool.close)
+            steps.callback(self._staging.close)
             for entry in self._caches.all():
                 steps.callback(entry.end_cache)
                 steps.callback(self._caches.remove, entry.info.cache_id, self._control_deadline())

@@ -62,16 +62,20 @@ class LinkTable:
         self._admit: Admit = as_named
         self._is_closed = False
 
-    def way(self, name: WayName, memory: str, deadline: Deadline) -> Way:
-        """From a local cache in `memory`. Raises NotLinked, CacheNotFound, LinkFailed, PeerLost, StaleIncarnation,
-        TransferTimeout, and ParamInvalid where host and device memory do not meet.
+    def way(self, name: WayName, memory: str, deadline: Deadline, *, is_asked: bool = False) -> Way:
+        """From a local cache in `memory`. `is_asked`: for a transfer that the peer itself has asked for.
+
+        Raises NotLinked, CacheNotFound, LinkFailed, PeerLost, StaleIncarnation, TransferTimeout, and ParamInvalid where
+        host and device memory do not meet.
         """
         found = self._ways[memory].get(name)
-        return found if found is not None else self._open(name, memory, deadline)
+        return found if found is not None else self._open(name, memory, deadline, is_asked)
 
     def open(self, name: WayName, deadline: Deadline) -> None:
-        """The way from memory of the kind that is there."""
-        self.way(name, self._resolve(name, deadline).cache.memory, deadline)
+        """The way from memory of the kind that is there, if this endpoint has such."""
+        memory = self._resolve(name, deadline).cache.memory
+        has_device = self._local.devices.find() is not None
+        self.way(name, memory if has_device else "host", deadline)
 
     def way_of_row(self, name: WayName, memory: str, deadline: Deadline) -> tuple[Way, CacheInfo]:
         """The way to a cache that a request, a prefix or an address names, and what it is now.
@@ -91,14 +95,21 @@ class LinkTable:
                 self._close_dead(way.link)
 
     def sweep(self) -> None:
-        """Closes the links of peers that died, and with them the mappings of their memory; drops stale ways."""
-        with self._opening:
+        """Closes the links of peers that died, and with them the mappings of their memory; drops stale ways.
+
+        Not while another thread opens one: that may wait for the very thread that would wait here.
+        """
+        if not self._opening.acquire(blocking=False):
+            return
+        try:
             self._drop(lambda _, way: way.link.is_current(way.remote) is False)
             for transport in self._transports:
                 transport.sweep()
             for link in self.links():
                 if not link.is_alive:
                     self._close_dead(link)
+        finally:
+            self._opening.release()
 
     def tidy(self) -> None:
         """Tells peers what they wait for. It may wait for them, so nothing is held meanwhile."""
@@ -122,19 +133,20 @@ class LinkTable:
         route = self._resolve(name, deadline)
         return route, judge(self._transports, self._local.endpoint, route, route.cache.memory)
 
-    def _open(self, name: WayName, memory: str, deadline: Deadline) -> Way:
+    def _open(self, name: WayName, memory: str, deadline: Deadline, is_asked: bool) -> Way:
         with self._holding(name[0], deadline):
             found = self._ways[memory].get(name)
             if found is not None:
                 return found
             self.sweep()
             forgotten = self._forgotten
-            way = self._way_to(name[0], self._resolve(name, deadline), memory, forgotten, deadline)
+            way = self._way_to(name[0], self._resolve(name, deadline, is_asked), memory, forgotten, deadline)
             self._keep(name, memory, way, forgotten)
             return way
 
-    def _resolve(self, name: WayName, deadline: Deadline) -> Route:
-        return self._directory.resolve(self._admit(name[0]), name[1], deadline)
+    def _resolve(self, name: WayName, deadline: Deadline, is_asked: bool = False) -> Route:
+        """The gate is for what this endpoint begins: who asks for a transfer has let it in already."""
+        return self._directory.resolve(name[0] if is_asked else self._admit(name[0]), name[1], deadline)
 
     def _way_to(self, cluster_id: int, route: Route, memory: str, forgotten: int, deadline: Deadline) -> Way:
         """The one way to this cache as it is now, opened if it is not yet.
@@ -210,6 +222,11 @@ class LinkTable:
         told = {transport.name: transport.describe() for transport in self._transports}
         return {name: what for name, what in told.items() if what}
 
+    def close_transports(self) -> None:
+        """Once no cache is left that a peer could write into."""
+        for transport in self._transports:
+            transport.close()
+
     def totals(self) -> dict[str, int]:
         """What all links moved since the endpoint's start, closed ones too."""
         totals = Counter(self._counters.snapshot())
@@ -233,8 +250,6 @@ class LinkTable:
             for link in self._links.values():
                 self._end(link)
             self._links = {}
-            for transport in self._transports:
-                transport.close()
         finally:
             self._opening.release()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import ParamInvalid, TransferTimeout
+from ray_kvfabric.errors import ParamInvalid, StillMoving, TransferTimeout
 from ray_kvfabric.memory.copy import BlockList, Copier, RegionTable
 from ray_kvfabric.memory.device import Devices, Pieces, Way, check_granule
 
@@ -17,6 +17,7 @@ class LocalCopier:
     def __init__(self, copier: Copier, devices: Devices) -> None:
         self.copier = copier
         self._devices = devices
+        self._stuck: list[tuple[RegionTable, RegionTable]] = []
 
     def copy(
         self,
@@ -28,8 +29,12 @@ class LocalCopier:
         """All regions, pair by pair in order. `memories` are the source's and the target's."""
         if memories == ("host", "host"):
             self.copier.copy_blocks(source, target, 0, 0, len(source), *blocks)
-        else:
+            return
+        try:
             self._copy_on_device(self.copier.pieces(source, target, 0, 0, len(source), *blocks), _WAYS[memories])
+        except StillMoving:
+            self._stuck.append((source, target))  # their memory stays taken
+            raise
 
     def check_device(self, verb: str, *, emulates_device: bool) -> None:
         """Raises LLMException (LLM_PARAM_INVALID) where there is none, nor host memory in its place."""
@@ -53,4 +58,4 @@ class LocalCopier:
             with device.queue() as queue:
                 queue.copy(pieces, way)
                 if not queue.finish(give_up.at_ns):
-                    raise TransferTimeout(f"{device} did not end a copy within {DEVICE_S:g} s")
+                    raise StillMoving(f"{device} did not end a copy within {DEVICE_S:g} s")

@@ -88,6 +88,8 @@ def pieces(
     count: int,
     source_blocks: BlockList,
     target_blocks: BlockList,
+    *,
+    apart: bool = False,
 ) -> NDArray[np.uint64]: ...
 def time_bare_copy(
     source: RegionTable,

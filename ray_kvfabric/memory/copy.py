@@ -104,6 +104,7 @@ class ListPieces(Protocol):
 
     For whoever moves the bytes by other means than this processor; the addresses need not be mapped here. Where
     source and target share bytes, pairs of blocks are not joined: one after the other, they do what `copy_blocks` does.
+    `apart`: they are of two processes, whose addresses say nothing of each other.
     """
 
     def __call__(
@@ -115,6 +116,8 @@ class ListPieces(Protocol):
         count: int,
         source_blocks: BlockList,
         target_blocks: BlockList,
+        *,
+        apart: bool = False,
     ) -> NDArray[np.uint64]: ...
 
 

@@ -357,14 +357,16 @@ def pieces(
     count: int,
     source_blocks: BlockList,
     target_blocks: BlockList,
+    *,
+    apart: bool = False,
 ) -> NDArray[np.uint64]:
     """uint64 [n, 3]: source address, target address and bytes of each contiguous piece, in plan order.
 
-    Where source and target share bytes, pairs of blocks are not joined.
+    Where source and target share bytes, pairs of blocks are not joined; `apart` says that they do not.
     """
     plan = _plan(source, target, source_first, target_first, count, source_blocks, target_blocks)
     found: list[list[int]] = []
-    is_shared = _shares_bytes(plan)
+    is_shared = not apart and _shares_bytes(plan)
     for here, there in plan.regions:
         is_dense = here[2] == here[3] and there[2] == there[3] and not is_shared
         for position, (i, j) in enumerate(plan.blocks):

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import IntEnum
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,9 +24,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_kvfabric.errors import ConfigError, ParamInvalid
+from ray_kvfabric.errors import ConfigError, LLMException, ParamInvalid, StillMoving
 from ray_kvfabric.route import DeviceId
 
+PATIENCE_NS = 30 * 10**9  # for a device that is late: nothing may be freed under its copies
 Pieces = NDArray[np.uint64]  # [n, 3]: source address, target address, bytes
 Mark = Any  # an event of a stream of the caller's
 Tensor = Any  # of torch
@@ -122,6 +124,10 @@ class Device(ABC):
         """
 
     @abstractmethod
+    def probe(self, address: int) -> None:
+        """Raises LLMException (LLM_PARAM_INVALID) for an address that a copy must not be tried with."""
+
+    @abstractmethod
     def mark(self) -> Mark | None:
         """What the calling thread has enqueued on its current stream; None when nothing is left to do there."""
 
@@ -143,8 +149,8 @@ class Device(ABC):
         Not where they were used last: that may be any thread, the garbage collector's too, and torch ends the process
         when a mapping goes in a thread without a device.
         """
-        with self.current():
-            while self.retired:
+        with self.current(), suppress(IndexError):
+            while True:  # another thread may take the last one
                 self.retired.popleft().clear()
 
     @abstractmethod
@@ -166,11 +172,24 @@ class Device(ABC):
         queue = queue or self.open_queue()
         try:
             yield queue
-        except BaseException:
+        except StillMoving:
             queue.close()
+            raise
+        except BaseException:
+            self._give_up(queue)
             raise
         with self._lock:
             self._idle.append(queue)
+
+    def _give_up(self, queue: Queue) -> None:
+        """After an error: what was enqueued before it still runs. Raises StillMoving when it does not come to rest."""
+        try:
+            is_at_rest = queue.finish(time.monotonic_ns() + PATIENCE_NS)
+        except LLMException:  # it stopped there
+            is_at_rest = True
+        queue.close()
+        if not is_at_rest:
+            raise StillMoving(f"{self} does not come to rest after an error")
 
     def close(self) -> None:
         with self._lock:
@@ -183,11 +202,19 @@ class Device(ABC):
         return f"<{self.chip} {self.kind}:{self.index}>"
 
 
-def check_granule(device: Device, pieces: Pieces, what: str) -> None:
-    """Raises LLMException (LLM_PARAM_INVALID) where blocks do not start and end as the device's copies want it."""
-    if device.granule > 1 and len(pieces) and int(np.bitwise_or.reduce(pieces, axis=None)) % device.granule:
+def check_granule(device: Device, pieces: Pieces, what: str, columns: Sequence[int] = (0, 1, 2)) -> None:
+    """Raises LLMException (LLM_PARAM_INVALID) where blocks do not start and end as copies inside the device want it.
+
+    `columns` are those of device addresses, and the sizes.
+    """
+    if device.granule == 1 or not len(pieces):
+        return
+    odd = np.flatnonzero((pieces[:, list(columns)] % np.uint64(device.granule)).any(axis=1))
+    if len(odd):
+        source, target, nbytes = (int(value) for value in pieces[odd[0]])
         raise ParamInvalid(
-            f"{what}: {device} copies addresses and sizes that are multiples of {device.granule} bytes only"
+            f"{what}: blocks of {nbytes} bytes from {source:#x} to {target:#x} are wanted; copies inside {device} "
+            f"start and end at multiples of {device.granule} bytes"
         )
 
 

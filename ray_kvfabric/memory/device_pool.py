@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from ray_kvfabric.memory.device import Devices, Tensor
 from ray_kvfabric.memory.pool import Pool
 
+logger = logging.getLogger(__name__)
+
+_abandoned: list[DeviceMemory] = []
 ALIGNMENT = 2 << 20  # the size of a huge page, and what one-sided engines of Atlas register
 
 
@@ -29,8 +34,7 @@ class DeviceMemory:
         return self.tensor[start : start + nbytes]
 
     def close(self) -> None:
-        """The memory goes with its last view; a cache's handle may hold one."""
-        self._whole = self.tensor = None
+        """The memory goes with this object and its last view: a copy that is under way keeps it by its table."""
 
 
 class DevicePool(Pool[DeviceMemory]):
@@ -44,3 +48,11 @@ class DevicePool(Pool[DeviceMemory]):
 
     def _create(self, name: str, nbytes: int) -> DeviceMemory:
         return DeviceMemory(self._devices.open(name).allocate(nbytes + ALIGNMENT), nbytes)
+
+    def close(self) -> None:
+        """What could not be freed before, because somebody may still write there, is never handed out again."""
+        with self._lock:
+            _abandoned.extend(self._held)
+            if self._held:
+                logger.warning("%d pieces of %s are still in use and stay taken", len(self._held), self.name)
+            self._held.clear()

@@ -40,7 +40,6 @@ class Staging:
         self.buffer_nbytes = 0 if self._pool is None else nbytes // 2 // ALIGNMENT * ALIGNMENT
         self._turn = threading.Lock()
         self._memory: DeviceMemory | None = None
-        self._lost: list[DeviceMemory | None] = []
         self._addresses: list[int] = []
 
     @contextmanager
@@ -53,11 +52,16 @@ class Staging:
                 self._allocate()
             yield Buffers((self._addresses[0], self._addresses[1]), self.buffer_nbytes)
         except StillMoving:
-            self._lost.append(self._memory)  # the device may still use them: nobody else may
-            self._memory = None
+            self._memory = None  # the device may still use them: they stay with the pool, and with nobody else
             raise
         finally:
             self._turn.release()
+
+    def close(self) -> None:
+        """Gives the buffers back to the pool; waits for nobody."""
+        if self._pool is not None and self._memory is not None:
+            self._pool.free(self._memory)
+            self._memory = None
 
     def _allocate(self) -> None:
         if self._pool is None:

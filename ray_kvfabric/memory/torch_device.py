@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
 
-from ray_kvfabric.errors import LinkFailed, OutOfMemory, ParamInvalid
+from ray_kvfabric.errors import LinkFailed, LLMException, LLMStatusCode, OutOfMemory, ParamInvalid
 from ray_kvfabric.memory.device import Device, Mark, Share, Tensor
 
 _FIRST_NAP_S, _LONGEST_NAP_S = 20e-6, 1e-3
@@ -19,6 +19,7 @@ class TorchDevice(Device):
     """`module` is torch.npu or torch.cuda; importing torch (and torch_npu) is up to whoever makes one."""
 
     share_names: ClassVar[tuple[str, str, str]]  # of UntypedStorage: share, map, count down
+    forgives_addresses: ClassVar[bool] = False  # a copy with a wrong one is an error, and not the end of the context
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -50,14 +51,22 @@ class TorchDevice(Device):
         with self.current():
             try:
                 tensor = self._torch.empty(nbytes, dtype=self._torch.uint8, device=self.torch_device)
-            except (self._torch.OutOfMemoryError, RuntimeError) as error:
+            except self._torch.OutOfMemoryError as error:
                 raise OutOfMemory(f"{self} has no {nbytes} bytes: {_first_line(error)}") from None
+            except RuntimeError as error:
+                raise LLMException(
+                    f"{self} gives no memory: {_first_line(error)}", status_code=LLMStatusCode.LLM_FAILED
+                ) from None
             self._zero(tensor)
         return tensor
 
     def _zero(self, tensor: Tensor) -> None:
         tensor.zero_()
         self._torch.accelerator.current_stream().synchronize()
+
+    def probe(self, address: int) -> None:
+        if not self.forgives_addresses:
+            self.block_around(address)
 
     def block_around(self, address: int) -> Tensor:
         with self.current():

@@ -73,7 +73,7 @@ class Delegate:
     def _question(self, remote: RemoteCache, plan: Plan, order: Order, is_pull: bool) -> dict[str, object]:
         return {
             "transfer_id": order.transfer_id,
-            "timeout_s": Deadline(order.deadline_ns).remaining_s,
+            "deadline_ns": order.deadline_ns,  # both processes are of one host
             "is_pull": not is_pull,
             "cache_id": remote.info.cache_id,
             "generation": remote.info.generation,

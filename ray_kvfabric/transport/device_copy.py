@@ -14,29 +14,35 @@ from contextlib import ExitStack
 
 from ray_kvfabric.errors import StillMoving, TransferCancelled, TransferTimeout
 from ray_kvfabric.memory.copy import COPY_DONE, COPY_STOPPED, COPY_TIMED_OUT, RegionTable
-from ray_kvfabric.memory.device import Device, Pieces, Queue, Way, check_granule
-from ray_kvfabric.memory.staging import NBYTES, Staging, joined, packed, windows
-from ray_kvfabric.plan import Plan
+from ray_kvfabric.memory.device import PATIENCE_NS, Device, Pieces, Queue, Way, check_granule
+from ray_kvfabric.memory.staging import NBYTES, SOURCE, TARGET, Staging, joined, packed, windows
+from ray_kvfabric.plan import Blocks, Plan
 from ray_kvfabric.transport.base import LocalEnd, Order
-
-PATIENCE_NS = 30 * 10**9  # for a device that is late: nothing may be freed under its copies
 
 Outcome = tuple[int, int, int]  # status, bytes, 0: as the copy kernel's
 Enqueue = Callable[[Queue, Pieces, int], None]  # a window of the transfer, over the buffer at this address
 
 
-def pieces_of(local: LocalEnd, source: RegionTable, target: RegionTable, plan: Plan) -> Pieces:
-    """What the plan moves. A peer that is given the same tables finds the same: its addresses are numbers here."""
+def pieces_of(local: LocalEnd, source: RegionTable, target: RegionTable, plan: Plan, *, apart: bool = False) -> Pieces:
+    """What the plan moves, without blocks that it writes over later: streams and batches keep no order of copies.
+
+    `apart`: the tables are of two processes, whose addresses say nothing of each other. A peer that is given the same
+    tables finds the same pieces.
+    """
     span = plan.span
+    blocks = _last_of_each(local, plan)
     return local.copier.pieces(
-        source,
-        target,
-        span.source_first,
-        span.target_first,
-        span.num_regions,
-        plan.source_blocks,
-        plan.target_blocks,
+        source, target, span.source_first, span.target_first, span.num_regions, *blocks, apart=apart
     )
+
+
+def _last_of_each(local: LocalEnd, plan: Plan) -> tuple[Blocks, Blocks]:
+    targets = list(plan.target_blocks)
+    if len(set(targets)) == len(targets):
+        return plan.source_blocks, plan.target_blocks
+    last = dict(zip(targets, plan.source_blocks, strict=True))
+    copier = local.copier
+    return copier.BlockList([*last.values()], "src_blocks"), copier.BlockList([*last], "dst_blocks")
 
 
 def carry_out(device: Device, staging: Staging, pieces: Pieces, order: Order, *, is_pull: bool) -> Outcome:
@@ -44,7 +50,8 @@ def carry_out(device: Device, staging: Staging, pieces: Pieces, order: Order, *,
 
     Raises LLMException: what the device refuses or breaks at, StillMoving.
     """
-    check_granule(device, pieces, f"transfer {order.transfer_id}")
+    columns = (SOURCE, TARGET, NBYTES) if order.memory == "device" else (SOURCE if is_pull else TARGET, NBYTES)
+    check_granule(device, pieces, f"transfer {order.transfer_id}", columns)
     with device.current():
         if order.after is not None and not device.await_mark(order.after, order.deadline_ns):
             return COPY_TIMED_OUT, 0, 0

@@ -9,7 +9,9 @@ Only the owner counts who maps a share: a process that dies could not count down
 from __future__ import annotations
 
 import os
+import threading
 import weakref
+from collections import Counter, deque
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,11 +54,13 @@ class DeviceIpcLink(HostLink):
     transport = "device_ipc"
 
     def __init__(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None) -> None:
-        super().__init__(local, peer)
         self._peers = peers
         self._delegate = Delegate(self, peers)
         self._shares: dict[Key, list[Share]] = {}
-        self._unused: set[Key] = set()  # nobody uses them any more, and the owner was not told yet
+        self._mapped: Counter[Key] = Counter()  # how often each is mapped here
+        self._ended: deque[Key] = deque()  # one for each mapping that nobody uses any more
+        self._telling = threading.Lock()
+        super().__init__(local, peer)  # which closes what it could not open
 
     # ---- mapping ---------------------------------------------------------------------------------
 
@@ -64,12 +68,14 @@ class DeviceIpcLink(HostLink):
         if cache.memory == "host" or self.peer.pid == os.getpid():
             return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
         key = cache.cache_id, cache.generation
+        with self._telling:
+            self._mapped[key] += 1  # before the owner is asked: from then on it waits to be told
+        mapped, tensors = Mapped(), list[Tensor]()
+        weakref.finalize(mapped, self._ended.append, key).atexit = False
         shares = self._shares[key] = self._ask_for_shares(key, deadline)
         device = self.local.devices.open(f"a link to {self.peer}")
-        tensors = [_map(device, share) for share in shares]
-        mapped = Mapped()
-        weakref.finalize(mapped, self._unused.add, key).atexit = False
         weakref.finalize(mapped, device.retired.append, tensors).atexit = False  # the later one runs first
+        tensors += [_map(device, share) for share in shares]
         regions = [self._moved(region, shares, tensors) for region in cache.regions]
         return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=mapped))
 
@@ -89,20 +95,29 @@ class DeviceIpcLink(HostLink):
 
     def tidy(self) -> None:
         """Unmaps what nobody uses here, and tells the owner; what it could not be told waits for the next time."""
-        self._unmap()
-        for key in [*self._unused]:
-            if self._tell_unmapped(key):
-                self._unused.discard(key)
-                self._shares.pop(key, None)
+        with self._telling:
+            self._count_ended()
+            unused = [key for key, count in self._mapped.items() if count == 0]
+            self._unmap()  # all that has ended so far is among what was retired before
+            if unused and self._tell_unmapped(unused):
+                for key in unused:
+                    del self._mapped[key]
+                    self._shares.pop(key, None)
+
+    def _count_ended(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._mapped[self._ended.popleft()] -= 1
 
     def _unmap(self) -> None:
         device = self.local.devices.device
         if device is not None:
             device.unmap_retired()
 
-    def _tell_unmapped(self, key: Key) -> bool:
+    def _tell_unmapped(self, keys: list[Key]) -> bool:
         with suppress(FabricError):
-            ask(self._peers, self.peer, UNMAPPED, self._question(key), Deadline.after(TELL_S))
+            question = {"keys": keys, "incarnation": self.local.endpoint.incarnation}
+            ask(self._peers, self.peer, UNMAPPED, question, Deadline.after(TELL_S))
             return True
         return False
 

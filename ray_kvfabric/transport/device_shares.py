@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_kvfabric.errors import ParamInvalid, PeerLost
+from ray_kvfabric.errors import ParamInvalid, PeerLost, StaleRoute
 from ray_kvfabric.memory.device import Device, Share
 from ray_kvfabric.transport import _shared_page as shared_page
 from ray_kvfabric.transport.base import LocalCache, Serving
@@ -36,15 +36,18 @@ class ShareDesk:
         self._lock = threading.Lock()
         self._shared: dict[tuple[int, int], _Shared] = {}  # by cache_id and generation
         self._processes: dict[int, int] = {}  # incarnation -> pidfd
+        self._is_closed = False
 
     def share(self, arguments: dict[str, Any]) -> list[tuple[object, ...]]:
         """Shares of the storages under a cache."""
         key = arguments["cache_id"], arguments["generation"]
         with self._serving.visit(*key) as cache, self._lock:
+            if self._is_closed:
+                raise StaleRoute("this endpoint is closed")
             self._watch(arguments["incarnation"], arguments["pid"])
             if key not in self._shared:
                 device = self._serving.local.devices.open(f"cache {key[0]}")
-                self._shared[key] = _Shared(list(_shares(device, cache)))
+                self._shared[key] = _Shared(_all_shares(device, cache))
             self._shared[key].holders.add(arguments["incarnation"])
             return [tuple(share) for share in self._shared[key].shares]
 
@@ -57,7 +60,8 @@ class ShareDesk:
 
     def unmapped(self, arguments: dict[str, Any]) -> bool:
         with self._lock:
-            self._drop((arguments["cache_id"], arguments["generation"]), {arguments["incarnation"]})
+            for cache_id, generation in arguments["keys"]:
+                self._drop((cache_id, generation), {arguments["incarnation"]})
         return True
 
     def sweep(self) -> None:
@@ -86,11 +90,25 @@ class ShareDesk:
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             for key, shared in [*self._shared.items()]:
                 self._drop(key, set(shared.holders))
             for pidfd in self._processes.values():
                 os.close(pidfd)
             self._processes.clear()
+
+
+def _all_shares(device: Device, cache: LocalCache) -> list[Share]:
+    """Or none: what was shared before an error is taken back."""
+    found: list[Share] = []
+    try:
+        for share in _shares(device, cache):
+            found.append(share)  # noqa: PERF402  # one by one: those before an error are taken back
+    except BaseException:
+        for share in found:
+            device.release_share(share)
+        raise
+    return found
 
 
 def _shares(device: Device, cache: LocalCache) -> Iterator[Share]:

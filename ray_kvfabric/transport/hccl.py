@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
@@ -25,6 +26,7 @@ from ray_kvfabric.errors import (
     LinkFailed,
     LLMException,
     PeerLost,
+    StillMoving,
     TransferCancelled,
     TransferTimeout,
 )
@@ -51,6 +53,7 @@ from ray_kvfabric.transport.hccl_library import RECEIVE, SEND
 from ray_kvfabric.transport.hccl_pairs import (
     LEAVE,
     RESPONDER,
+    Communicator,
     Pair,
     PairTable,
     in_thread,
@@ -75,11 +78,14 @@ class HcclLink(Link):
         self._turns = {False: threading.Lock(), True: threading.Lock()}  # by is_pull
         self._pidfd = open_pidfd(local.endpoint, peer)
         self._is_lost = False
+        self._used: set[Pair] = set()  # of which the responder may have an end
 
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         """Opens the communicator for pushes too, so that the first transfer need not."""
-        with self._turn(deadline, is_pull=False):
-            self._pairs.communicator(self._pair(is_pull=False), self.peer, deadline)
+        if self._pairs.find(self._pair(is_pull=False)) is None:
+            with self._turn(deadline, is_pull=False):
+                self._used.add(self._pair(is_pull=False))
+                self._communicator(self._pair(is_pull=False), deadline)
         return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
 
     def _pair(self, *, is_pull: bool) -> Pair:
@@ -97,7 +103,7 @@ class HcclLink(Link):
         if order.digest:
             raise FeatureNotEnabled("hccl computes no digest: the bytes pass through the device only")
         started_ns = time.monotonic_ns()
-        pieces = pieces_of(self.local, source, target, plan)
+        pieces = pieces_of(self.local, source, target, plan, apart=True)
         half = Half(
             RECEIVE if is_pull else SEND, pieces, order, RESPONDER, self._window_nbytes(order.memory, there.memory)
         )
@@ -145,7 +151,8 @@ class HcclLink(Link):
 
     def _run(self, half: Half, question: dict[str, object], is_pull: bool) -> Receipt:
         deadline, pair = Deadline(half.order.deadline_ns), self._pair(is_pull=is_pull)
-        communicator = self._pairs.communicator(pair, self.peer, deadline)
+        self._used.add(pair)
+        communicator = self._communicator(pair, deadline)
         question |= {"serial": communicator.serial, "timeout_s": deadline.remaining_s}
         asked = in_thread(lambda: ask(self._peers, self.peer, TAKE_PART, question, deadline))
         try:
@@ -155,6 +162,13 @@ class HcclLink(Link):
             self._pairs.discard(pair, communicator)
             raise self._cause(asked, half.order, error) from None
         return Receipt(*answer)
+
+    def _communicator(self, pair: Pair, deadline: Deadline) -> Communicator:
+        try:
+            return self._pairs.communicator(pair, self.peer, deadline)
+        except PeerLost:
+            self._is_lost = True
+            raise
 
     def _check(self, asked: Future[Any], order: Order) -> None:
         """The responder has refused or died; or the transfer is to end."""
@@ -166,17 +180,22 @@ class HcclLink(Link):
 
     def _cause(self, asked: Future[Any], order: Order, error: BaseException) -> BaseException:
         """What the responder said, where it has said something: it knows better why the exchange broke."""
+        self._is_lost |= isinstance(error, PeerLost)
+        if isinstance(error, StillMoving) or not isinstance(error, Exception):
+            return error  # whatever became of the peer, nothing here may be freed
         if not isinstance(error, TransferTimeout | TransferCancelled):
             wait([asked], timeout=min(DOUBT_S, Deadline(order.deadline_ns).remaining_s))
         asked.cancel()
         said = asked.exception() if asked.done() and not asked.cancelled() else None
         if not self.is_alive:
             said = PeerLost(f"{self.peer} died during transfer {order.transfer_id}")
-        if isinstance(said or error, PeerLost):
+        if isinstance(said, StillMoving):  # there, not here
+            return TransferTimeout(f"{self.peer}: {said}")
+        if isinstance(said, PeerLost):
             self._is_lost = True
         if said is not None:
             return said
-        if isinstance(error, TimeoutError) and not isinstance(error, LLMException):
+        if isinstance(error, FutureTimeout) and not isinstance(error, LLMException):
             return TransferTimeout(f"{self.peer} did not confirm in time")
         return error
 
@@ -210,10 +229,9 @@ class HcclLink(Link):
     def _leave(self, pair: Pair) -> None:
         """Both ends give their buffers back; a responder that cannot be told keeps its own until one of them ends."""
         communicator = self._pairs.find(pair)
-        if communicator is None:
-            return
-        self._pairs.discard(pair, communicator)
-        if self.is_alive:
+        if communicator is not None:
+            self._pairs.discard(pair, communicator)
+        if self.is_alive and pair in self._used:
             with suppress(FabricError):
                 ask(self._peers, self.peer, LEAVE, pair._asdict(), Deadline.after(LEAVE_S))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ray_kvfabric.errors import StillMoving
+from ray_kvfabric.errors import ParamInvalid, StillMoving
 from ray_kvfabric.memory.device import Pieces, Queue, Way
 from ray_kvfabric.memory.staging import NBYTES, SOURCE, TARGET, joined, packed, windows
 from ray_kvfabric.transport.base import LocalEnd, Order
@@ -55,6 +55,11 @@ def run_half(local: LocalEnd, communicator: Communicator, half: Half, check: Che
             with _ended(communicator, half):
                 _directly(communicator, half, check)
             return
+        if half.window_nbytes > local.staging.buffer_nbytes:
+            raise ParamInvalid(
+                f"window_nbytes is {half.window_nbytes}, a staging buffer of endpoint {local.endpoint.cluster_id} "
+                f"holds {local.staging.buffer_nbytes}"
+            )
         lease = local.staging.lease(half.order.deadline_ns)
         with lease as buffers, _ended(communicator, half), communicator.device.queue() as queue:
             staged = _send_staged if half.kind == SEND else _receive_staged

@@ -123,8 +123,8 @@ class Hccl:
         return int(code or found.value)
 
     def destroy(self, comm: int) -> bool:
-        """Ends what is under way on it; False when that has not come to rest yet, and it must be called again."""
-        return bool(self._library.HcclCommDestroy(comm) != AGAIN)
+        """Ends what is under way on it; False when that has not come to rest yet (HCCL_E_AGAIN as a rule)."""
+        return bool(self._library.HcclCommDestroy(comm) == 0)
 
     def check(self, code: int, what: str) -> None:
         if code:

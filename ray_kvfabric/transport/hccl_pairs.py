@@ -3,8 +3,9 @@
     rank 0 is the initiator, rank 1 the responder. One initiator means one order of operations at both ends, and
     opposite transfers never wait for each other.
 
-Making one takes the turn of both processes, since HCCL makes one at a time in a process. The lower incarnation leads:
-it takes its own turn, then the other's. So turns are taken in one order everywhere, and nobody waits in a circle.
+Making one takes the turn of both processes, since HCCL makes one at a time in a process. The lower process leads: it
+takes its own turn, then lets the other take its own and begin, then begins itself. So turns are taken in one order
+everywhere, and nobody waits in a circle.
 
     initiator is lower     lead
     initiator is higher    ask the responder to lead, and join when it asks
@@ -18,7 +19,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -58,26 +59,47 @@ class Communicator:
     def __init__(self, device: Device, handle: int, serial: int) -> None:
         self.device = device
         self.serial = serial
-        self.queue = device.open_queue()
+        try:
+            self.queue = device.open_queue()
+        except BaseException:
+            load_hccl().destroy(handle)
+            raise
         self._handle = handle
         self._is_at_rest = True
+        self._is_closing = False
         self._lock = threading.Lock()
 
     def batch(self, items: np.ndarray[Any, Any]) -> None:
-        load_hccl().batch(items, self._handle, self.queue.handle)
+        with self._open() as handle:
+            load_hccl().batch(items, handle, self.queue.handle)
 
     def settle(self, check: Callable[[], None]) -> None:
         """Until everything enqueued is done. `check` raises when it is not worth waiting any longer."""
-        while not self.queue.finish(time.monotonic_ns() + LOOK_NS):
-            code = load_hccl().async_error(self._handle)
-            if code:
-                raise LLMException(
-                    f"the communicator broke: {load_hccl().words(code)}", status_code=LLMStatusCode.LLM_FAILED
-                )
+        while not self._is_settled():
             check()
+
+    def _is_settled(self) -> bool:
+        with self._open() as handle:
+            if self.queue.finish(time.monotonic_ns() + LOOK_NS):
+                return True
+            code = load_hccl().async_error(handle)
+        if code:
+            raise LLMException(
+                f"the communicator broke: {load_hccl().words(code)}", status_code=LLMStatusCode.LLM_FAILED
+            )
+        return False
+
+    @contextmanager
+    def _open(self) -> Iterator[int]:
+        """The handle, which nobody closes inside. Raises LLMException (LLM_FAILED) when somebody has."""
+        with self._lock:
+            if self._is_closing:
+                raise LLMException("the communicator was closed meanwhile", status_code=LLMStatusCode.LLM_FAILED)
+            yield self._handle
 
     def close(self) -> bool:
         """Ends what is under way on it; False when HCCL does not let go of it. Idempotent."""
+        self._is_closing = True  # whoever waits inside looks up and makes room
         with self._lock:
             handle, self._handle = self._handle, 0
             if handle:
@@ -105,7 +127,9 @@ class PairTable:
         self._buffer_mib = buffer_mib
         self._lock = threading.Lock()
         self._made: dict[Pair, Communicator] = {}
+        self._joining: dict[Pair, Future[Any]] = {}  # begun for a peer that leads
         self._processes: dict[int, int] = {}  # incarnation of a peer on this host -> pidfd
+        self._is_closed = False
 
     def answers(self) -> dict[str, Answerer]:
         return {LEAD: self._lead_for_peer, JOIN: self._join_peer, LEAVE: self._let_go}
@@ -116,18 +140,26 @@ class PairTable:
         if found is not None:
             return found
         serial = secrets.randbits(62)
-        if pair.initiator < pair.responder:
+        if _order(self._local.endpoint) < _order(peer):
             return self._lead(pair, serial, INITIATOR, peer, deadline)
         question = {**pair._asdict(), "serial": serial, "them": self._local.endpoint, "timeout_s": deadline.remaining_s}
         ask(self._peers, peer, LEAD, question, deadline)
-        found = self.find(pair)
-        if found is None or found.serial != serial:
-            raise LinkFailed(f"{peer} led, and this endpoint has no communicator with it all the same")
-        return found
+        return self.await_serial(pair, serial, deadline)
 
     def find(self, pair: Pair) -> Communicator | None:
         with self._lock:
             return self._made.get(pair)
+
+    def await_serial(self, pair: Pair, serial: int, deadline: Deadline) -> Communicator:
+        """One that both ends have agreed on; it may still be on its way here. Raises LinkFailed, TransferTimeout."""
+        with self._lock:
+            joining = self._joining.get(pair)
+        if joining is not None:
+            wait([joining], timeout=deadline.remaining_s)
+        found = self.find(pair)
+        if found is None or found.serial != serial:
+            raise LinkFailed(f"endpoint {self._local.endpoint.cluster_id} has no such communicator any more")
+        return found
 
     def discard(self, pair: Pair, communicator: Communicator) -> None:
         """After an error: the next use makes another."""
@@ -138,15 +170,11 @@ class PairTable:
 
     def sweep(self) -> None:
         """Closes communicators with processes of this host that died."""
-        dead = {each for each, pidfd in [*self._processes.items()] if shared_page.has_ended(pidfd)}
+        with self._lock:
+            dead = {each for each, pidfd in self._processes.items() if shared_page.has_ended(pidfd)}
+            for incarnation in dead:
+                os.close(self._processes.pop(incarnation))
         self._close({pair for pair in self.pairs() if dead & set(pair[:2])})
-        for incarnation in dead:
-            os.close(self._processes.pop(incarnation))
-
-    def _let_go(self, arguments: dict[str, Any]) -> bool:
-        """The initiator has closed its end."""
-        self._close({_named(arguments)})
-        return True
 
     def pairs(self) -> list[Pair]:
         with self._lock:
@@ -158,9 +186,12 @@ class PairTable:
             return 2 * self._buffer_mib * 2**20 * sum(pair in self._made for pair in pairs)
 
     def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            pidfds, self._processes = [*self._processes.values()], {}
         self._close(set(self.pairs()))
-        while self._processes:
-            os.close(self._processes.popitem()[1])
+        for pidfd in pidfds:
+            os.close(pidfd)
 
     def _close(self, pairs: set[Pair]) -> None:
         with self._lock:
@@ -170,20 +201,8 @@ class PairTable:
 
     # ---- making ----------------------------------------------------------------------------------
 
-    def _lead_for_peer(self, arguments: dict[str, Any]) -> bool:
-        pair, serial, peer = _named(arguments), arguments["serial"], arguments["them"]
-        self._lead(pair, serial, RESPONDER, peer, Deadline.after(arguments["timeout_s"]))
-        return True
-
-    def _join_peer(self, arguments: dict[str, Any]) -> bool:
-        pair, deadline = _named(arguments), Deadline.after(arguments["timeout_s"])
-        rank = INITIATOR if pair.initiator == self._local.endpoint.incarnation else RESPONDER
-        with _own_turn(deadline) as keep_turn:
-            joined = self._start_join(arguments["root_info"], arguments["serial"], rank, keep_turn())
-        self._keep(pair, arguments["them"], _result(joined, deadline, "its peer did not join in time"))
-        return True
-
     def _lead(self, pair: Pair, serial: int, rank: int, peer: EndpointInfo, deadline: Deadline) -> Communicator:
+        """Its own join begins once the peer's has: a peer that is busy or dead costs nobody the turn."""
         device = self._local.devices.open(f"a communicator with {peer}")
         with _own_turn(deadline) as keep_turn:
             with device.current():
@@ -192,16 +211,35 @@ class PairTable:
                 **pair._asdict(), "serial": serial, "root_info": root_info, "them": self._local.endpoint,
                 "timeout_s": deadline.remaining_s,
             }  # fmt: skip
-            asked = in_thread(lambda: ask(self._peers, peer, JOIN, question, deadline))
+            ask(self._peers, peer, JOIN, question, deadline)
             joined = self._start_join(root_info, serial, rank, keep_turn())
-        wait([asked, joined], timeout=deadline.remaining_s, return_when=FIRST_EXCEPTION)
-        try:
-            _result(asked, deadline, f"{peer} did not join a communicator in time")
-            communicator = _result(joined, deadline, f"the communicator with {peer} was not made in time")
-        except BaseException:
+        wait([joined], timeout=deadline.remaining_s)
+        if not joined.done():
             joined.cancel()
-            raise
-        return self._keep(pair, peer, communicator)
+            raise TransferTimeout(f"the communicator with {peer} was not made in time")
+        return self._keep(pair, peer, joined.result())
+
+    def _lead_for_peer(self, arguments: dict[str, Any]) -> bool:
+        pair, serial, peer = _named(arguments), arguments["serial"], arguments["them"]
+        self._lead(pair, serial, RESPONDER, peer, Deadline.after(arguments["timeout_s"]))
+        return True
+
+    def _join_peer(self, arguments: dict[str, Any]) -> bool:
+        """Returns once the join has begun; HCCL itself lets both ends end it together."""
+        pair, deadline = _named(arguments), Deadline.after(arguments["timeout_s"])
+        rank = INITIATOR if pair.initiator == self._local.endpoint.incarnation else RESPONDER
+        with _own_turn(deadline) as keep_turn:
+            joined = self._start_join(arguments["root_info"], arguments["serial"], rank, keep_turn())
+        kept = in_thread(lambda: self._keep(pair, arguments["them"], joined.result()))
+        with self._lock:
+            self._joining[pair] = kept
+        kept.add_done_callback(lambda _: self._end_joining(pair, kept))
+        return True
+
+    def _end_joining(self, pair: Pair, kept: Future[Any]) -> None:
+        with self._lock:
+            if self._joining.get(pair) is kept:
+                del self._joining[pair]
 
     def _start_join(self, root_info: bytes, serial: int, rank: int, give_turn_back: Callable[[], None]) -> Future[Any]:
         """In a thread of its own: the call cannot be bounded, the wait for it can. Nobody's late result is closed."""
@@ -217,15 +255,37 @@ class PairTable:
         return in_thread(join, unwanted=Communicator.close)
 
     def _keep(self, pair: Pair, peer: EndpointInfo, communicator: Communicator) -> Communicator:
-        with self._lock:
-            older, self._made[pair] = self._made.get(pair), communicator
-            if peer.incarnation not in self._processes:
-                pidfd = open_pidfd(self._local.endpoint, peer)
-                if pidfd >= 0:
-                    self._processes[peer.incarnation] = pidfd
+        """Raises PeerLost for one that died meanwhile, LinkFailed when this endpoint was closed."""
+        try:
+            older = self._enter(pair, peer, communicator)
+        except BaseException:
+            communicator.close()
+            raise
         if older is not None:
             older.close()
         return communicator
+
+    def _enter(self, pair: Pair, peer: EndpointInfo, communicator: Communicator) -> Communicator | None:
+        pidfd = open_pidfd(self._local.endpoint, peer)
+        with self._lock:
+            if pidfd >= 0 and (self._is_closed or peer.incarnation in self._processes):
+                os.close(pidfd)
+            elif pidfd >= 0:
+                self._processes[peer.incarnation] = pidfd
+            if self._is_closed:
+                raise LinkFailed(f"endpoint {self._local.endpoint.cluster_id} is closed")
+            older, self._made[pair] = self._made.get(pair), communicator
+            return older
+
+    def _let_go(self, arguments: dict[str, Any]) -> bool:
+        """The initiator has closed its end."""
+        self._close({_named(arguments)})
+        return True
+
+
+def _order(endpoint: EndpointInfo) -> tuple[object, ...]:
+    """Turns are taken in this order: processes', since each has one turn; endpoints of one process share it."""
+    return endpoint.host, endpoint.pid, endpoint.incarnation
 
 
 def open_pidfd(local: EndpointInfo, peer: EndpointInfo) -> int:
@@ -275,14 +335,6 @@ def in_thread(work: Callable[[], Any], unwanted: Callable[[Any], object] | None 
 
     threading.Thread(target=run, name="kvfabric-hccl", daemon=True).start()
     return future
-
-
-def _result(future: Future[Any], deadline: Deadline, late: str) -> Any:
-    wait([future], timeout=deadline.remaining_s)
-    if not future.done():
-        future.cancel()
-        raise TransferTimeout(late)
-    return future.result()
 
 
 def _named(arguments: dict[str, Any]) -> Pair:

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import LinkFailed
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.base import Order, Serving
@@ -29,23 +28,22 @@ class Responder:
     def take_part(self, arguments: dict[str, Any]) -> tuple[object, ...]:
         """The receipt. Raises what went wrong here; the communicator is broken then."""
         pair = Pair(arguments["initiator"], arguments["responder"], arguments["is_pull"])
-        communicator = self._pairs.find(pair)
-        if communicator is None or communicator.serial != arguments["serial"]:
-            raise LinkFailed(f"endpoint {self._serving.local.endpoint.cluster_id} has no such communicator any more")
+        deadline = Deadline.after(arguments["timeout_s"])
+        communicator = self._pairs.await_serial(pair, arguments["serial"], deadline)
         try:
-            return tuple(self._take_part(communicator, arguments, pair.is_pull))
+            return tuple(self._take_part(communicator, arguments, deadline))
         except BaseException:
             self._pairs.discard(pair, communicator)
             raise
 
-    def _take_part(self, communicator: Communicator, arguments: dict[str, Any], is_pull: bool) -> Receipt:
-        local, deadline = self._serving.local, Deadline.after(arguments["timeout_s"])
+    def _take_part(self, communicator: Communicator, arguments: dict[str, Any], deadline: Deadline) -> Receipt:
+        local, is_pull = self._serving.local, arguments["is_pull"]
         with self._serving.visit(arguments["cache_id"], arguments["generation"]) as cache:
             here = local.copier.RegionTable(inside(cache.info, arguments["your_regions"]), owner=cache.table)
             there = local.copier.RegionTable(arguments["my_regions"])
             source, target = (here, there) if is_pull else (there, here)
             plan = told_plan(local.copier, arguments)
-            pieces = pieces_of(local, source, target, plan)
+            pieces = pieces_of(local, source, target, plan, apart=True)
             order = Order(arguments["transfer_id"], deadline.at_ns, memory=cache.info.memory)
             half = Half(SEND if is_pull else RECEIVE, pieces, order, INITIATOR, arguments["window_nbytes"])
             run_half(local, communicator, half, lambda: check_limits(order, "with its initiator"))

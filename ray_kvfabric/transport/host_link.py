@@ -55,6 +55,7 @@ class HostLink(Link):
         super().__init__(local, peer)
         self._pidfd = _open_pidfd(peer)
         self._index = -1
+        self._is_stuck = False  # a copy did not come to rest: its cell stays while this process lives
         try:
             self._memory = HostMemory.open_peer(peer.pid, peer.page_fd, peer.page_inode, touch=False)
             self._page = shared_page.SharedPage(self._memory.view(self._memory.address, self._memory.nbytes))
@@ -91,6 +92,7 @@ class HostLink(Link):
             if status:
                 raise self._copy_error(status, nbytes, extra, order)
         except StillMoving:  # the cell stays: the cache must not be freed under the device
+            self._is_stuck = True
             raise
         except BaseException:
             self._page.leave(index, cell)
@@ -107,6 +109,7 @@ class HostLink(Link):
                 raise self._copy_error(status, nbytes, extra, order)
             self._check_alive()
         except StillMoving:
+            self._is_stuck = True
             raise
         except BaseException:
             self._page.leave(index, cell)
@@ -239,7 +242,7 @@ class HostLink(Link):
     def close(self) -> None:
         """Waits for the transfers that other threads have on this link; those that come later find it stale."""
         index, self._index = self._index, -1
-        if index >= 0:
+        if index >= 0 and not self._is_stuck:
             self._await_idle(index)
             self._page.release_link(index, self.local.endpoint.incarnation)
         if self._pidfd >= 0:

@@ -19,6 +19,8 @@ from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo
 from ray_kvfabric.transport.base import RemoteCache
 
+LONG = frozenset({"carry_out", "hccl_take_part", "hccl_lead"})  # their answers wait for other answers of this kind
+
 
 def ask(
     peers: PeerCalls | None, peer: EndpointInfo, question: str, arguments: dict[str, Any], deadline: Deadline

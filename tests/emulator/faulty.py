@@ -6,6 +6,7 @@ import ctypes
 import os
 import select
 import signal
+import time
 import uuid
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray.exceptions import RayActorError
 
 from ray_kvfabric import BlocksCacheKey, CacheDesc, DataType, Fabric, FabricConfig, Placement
 from ray_kvfabric.config import EndpointSettings, WorkerGroup
-from ray_kvfabric.errors import LLMException
+from ray_kvfabric.errors import LLMException, TransferCancelled
 from ray_kvfabric.testing.contents import read_tensor, write_tensor
 from ray_kvfabric.testing.workers import PeerWorker
 from ray_kvfabric.transport import hccl_halves
@@ -51,6 +52,13 @@ class FaultyWorker(PeerWorker):
             write_tensor(cache, tensor, filling)
         return cache.cache_id
 
+    def number(self, cache_id: int) -> None:
+        """Block i of every tensor is full of i."""
+        cache = self.manager.cache(cache_id)
+        count = cache.cache_desc.shape[0]
+        for tensor in range(TENSORS):
+            write_tensor(cache, tensor, np.repeat(np.arange(count, dtype=np.uint8), cache.cache_desc.size // count))
+
     def registered(self, address: int) -> int:
         """A cache over device addresses that nobody allocated."""
         desc = CacheDesc(TENSORS, list(SHAPE), DataType.DT_INT8, Placement.DEVICE)
@@ -78,6 +86,26 @@ class FaultyWorker(PeerWorker):
         cache = self.manager.cache(cache_id)
         tensors = [read_tensor(cache, tensor) for tensor in range(TENSORS)]
         return np.stack(tensors).reshape(TENSORS, cache.cache_desc.shape[0], -1)
+
+    def numpy_source(self) -> int:
+        """A HOST cache over numpy arrays, which lie on no multiple of 64 bytes."""
+        desc = CacheDesc(TENSORS, list(SHAPE), DataType.DT_INT8, Placement.HOST)
+        odd = [np.full(desc.size + 128, 9, np.uint8) for _ in range(TENSORS)]
+        arrays = [each[1 - each.ctypes.data % 64 + 64 :][: desc.size] for each in odd]
+        return self.manager.register_blocks_cache(desc, list(arrays)).cache_id
+
+    def cancel_and_push(self, cache_id: int, target: int) -> list[str]:
+        """Cancels a push in the middle and pushes at once again. The ids of both."""
+        cache, key = self.manager.cache(cache_id), BlocksCacheKey(target)
+        blocks = list(range(cache.cache_desc.shape[0]))
+        cancelled = self.manager.start_push(key, cache, blocks, blocks, timeout_s=20.0)
+        time.sleep(0.3)
+        cancelled.cancel()
+        with pytest.raises(TransferCancelled):
+            cancelled.wait(30)
+        again = self.manager.start_push(key, cache, blocks, blocks, timeout_s=20.0)
+        again.wait(30)
+        return [cancelled.transfer_id, again.transfer_id]
 
     def miscount(self, on: bool) -> None:
         """Lets this end expect another size of the first item than the peer sends."""

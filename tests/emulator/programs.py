@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -97,6 +100,39 @@ def registration() -> None:
         refused(lambda: near.register_blocks_cache(DEVICE, list(scattered)), "addrs[0]", "contiguous")
         small = [torch.zeros([7, 2, 64], dtype=torch.int8).to("npu") for _ in range(2)]
         refused(lambda: near.register_blocks_cache(DEVICE, list(small)), "addrs[0]", "896", "1024")
+
+
+def zeroing() -> None:
+    """Allocating waits for what the model has still queued on memory that it gave back."""
+    emulation = ctypes.CDLL("libascendcl.so")
+    with manager(1) as near:
+        near.allocate_blocks_cache(DEVICE)  # opens the device
+        new = torch.full([1 << 20], 7, dtype=torch.uint8).to("npu")
+        kept = torch.empty([1 << 20], dtype=torch.uint8, device="npu")
+        passing = torch.empty([3 << 20], dtype=torch.uint8, device="npu")  # as much as a cache takes of the pool
+        passing[: 1 << 20].copy_(new)
+        torch.npu.synchronize()
+        emulation.kvf_emulator_set_faults(b"stream_op:1:delay=0.4")
+        kept.copy_(passing[: 1 << 20])
+        del passing
+        near.allocate_blocks_cache(DEVICE)
+        torch.npu.synchronize()
+        assert (kept.cpu() == 7).all()
+
+
+def freeing() -> None:
+    """A cache that is freed under a local copy keeps its memory until the copy has come to rest."""
+    emulation = ctypes.CDLL("libascendcl.so")
+    with manager(1) as near:
+        cache = near.allocate_blocks_cache(DEVICE)
+        address = cache.tensor_addrs[0]
+        emulation.kvf_emulator_set_faults(b"stream_op:1:delay=0.4")
+        copy = threading.Thread(target=near.copy_blocks, args=(cache, {0: [1]}))
+        copy.start()
+        time.sleep(0.1)
+        near.deallocate_blocks_cache(cache)
+        assert near.allocate_blocks_cache(DEVICE).tensor_addrs[0] != address
+        copy.join()
 
 
 def two_endpoints() -> None:

@@ -74,6 +74,22 @@ def test_host_and_device_meet_in_the_staging_buffer_both_ways(pair: FaultyPair) 
     assert pair.on(2, "push", again, 1, [3], [5], 30.0) == "device_ipc"  # carried out by the host's side
 
 
+def test_of_two_writes_to_one_block_the_later_stays_across_windows(pair: FaultyPair) -> None:
+    shape = (8, 1 << 20)  # blocks of 1 MiB: two a window
+    host, device = pair.on(1, "make", "HOST", shape), pair.on(2, "make", "DEVICE", shape)
+    for _ in range(5):
+        pair.on(1, "number", host)
+        pair.on(1, "push", host, 2, [0, 1, 2, 3, 4], [1, 3, 3, 5, 1], 30.0)
+        landed = pair.on(2, "blocks", device)[:, :, 0]
+        assert (landed[:, [1, 3, 5]] == [4, 2, 3]).all()
+
+
+def test_host_memory_may_lie_anywhere(pair: FaultyPair) -> None:
+    source, target = pair.on(1, "numpy_source"), pair.on(2, "make")
+    assert pair.on(1, "push", source, 2, [3, 7], [1, 2], 30.0) == "device_ipc"
+    assert (pair.on(2, "blocks", target)[:, 1:3] == 9).all()
+
+
 def test_status_names_the_device_and_where_caches_lie(pair: FaultyPair) -> None:
     pair.on(1, "make")
     told = status(pair, 1)

@@ -134,6 +134,18 @@ def test_a_target_that_nobody_allocated_is_refused(pair: FaultyPair) -> None:
 
 
 @HCCL
+def test_a_cancelled_push_is_never_told_as_landed(pair: FaultyPair) -> None:
+    shape = (4, 1 << 20)  # four tensors of 4 MiB, windows of 2 MiB into host memory
+    source, target = pair.on(1, "make", "DEVICE", shape), pair.on(2, "make", "HOST", shape)
+    pair.on(2, "faults", "stream_op:*:delay=0.1")
+    cancelled, landed = pair.on(1, "cancel_and_push", source, 2)
+    assert settled(pair.workers[2].wait_received.remote(landed, 10.0)).nbytes == 16 << 20
+    assert (pair.on(2, "blocks", target) == 1).all()
+    with pytest.raises(TransferTimeout):
+        settled(pair.workers[2].wait_received.remote(cancelled, 0.1))
+
+
+@HCCL
 def test_a_count_that_differs_is_told_at_once_and_the_next_push_works(pair: FaultyPair) -> None:
     source, target = both(pair)
     pair.on(2, "miscount", True)

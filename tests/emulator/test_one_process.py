@@ -11,7 +11,9 @@ import pytest
 PROGRAMS = Path(__file__).with_name("programs.py")
 
 
-@pytest.mark.parametrize("program", ["local_copies", "registration", "two_endpoints", "odd_blocks", "pools"])
+@pytest.mark.parametrize(
+    "program", ["local_copies", "registration", "zeroing", "freeing", "two_endpoints", "odd_blocks", "pools"]
+)
 def test_program(program: str) -> None:
     done = subprocess.run([sys.executable, PROGRAMS, program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
