@@ -5,10 +5,14 @@ from __future__ import annotations
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import ParamInvalid, StillMoving, TransferTimeout
 from ray_kvfabric.memory.copy import BlockList, Copier, RegionTable
-from ray_kvfabric.memory.device import Devices, Pieces, Way, check_granule
+from ray_kvfabric.memory.device import Devices, Direction, Pieces, check_granule
 
 DEVICE_S = 30.0  # no time limit of LLM-DataDist's applies to these copies, and a device may not come back
-_WAYS = {("host", "device"): Way.TO_DEVICE, ("device", "host"): Way.TO_HOST, ("device", "device"): Way.INSIDE}
+_DIRECTIONS = {
+    ("host", "device"): Direction.TO_DEVICE,
+    ("device", "host"): Direction.TO_HOST,
+    ("device", "device"): Direction.INSIDE,
+}
 
 
 class LocalCopier:
@@ -31,7 +35,7 @@ class LocalCopier:
             self.copier.copy_blocks(source, target, 0, 0, len(source), *blocks)
             return
         try:
-            self._copy_on_device(self.copier.pieces(source, target, 0, 0, len(source), *blocks), _WAYS[memories])
+            self._copy_on_device(self.copier.pieces(source, target, 0, 0, len(source), *blocks), _DIRECTIONS[memories])
         except StillMoving:
             self._stuck.append((source, target))  # their memory stays taken
             raise
@@ -44,10 +48,10 @@ class LocalCopier:
                 "lie in host memory"
             )
 
-    def _copy_on_device(self, pieces: Pieces, way: Way) -> None:
+    def _copy_on_device(self, pieces: Pieces, direction: Direction) -> None:
         device = self._devices.open("a copy of device memory")
         give_up = Deadline.after(DEVICE_S)
-        if way is Way.INSIDE:
+        if direction is Direction.INSIDE:
             check_granule(device, pieces, "a copy inside the device")
         with device.current():
             mark = device.mark()
@@ -56,6 +60,6 @@ class LocalCopier:
                     f"{device} was still busy with other work after {DEVICE_S:g} s; nothing was copied"
                 )
             with device.queue() as queue:
-                queue.copy(pieces, way)
+                queue.copy(pieces, direction)
                 if not queue.finish(give_up.at_ns):
                     raise StillMoving(f"{device} did not end a copy within {DEVICE_S:g} s")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ray_kvfabric.errors import LLMException
 from ray_kvfabric.memory.cuda_driver import NOT_READY, SUCCESS, CudaDriver, open_driver
 from ray_kvfabric.memory.cuda_kernel import THREADS, WORDS_A_PIECE, independent, moving, write_table
-from ray_kvfabric.memory.device import Pieces, Queue, Way
+from ray_kvfabric.memory.device import Direction, Pieces, Queue
 from ray_kvfabric.memory.torch_device import TorchDevice
 
 # From so many bytes a piece on, plain copies go instead of the kernel; None: never. tests/gpu/measure.py compares them.
@@ -90,20 +90,20 @@ class CudaQueue(Queue):
     def handle(self) -> int:
         return int(self._stream)
 
-    def copy(self, pieces: Pieces, way: Way) -> None:
+    def copy(self, pieces: Pieces, direction: Direction) -> None:
         """One launch for pieces inside, one call for others; pieces that depend on each other go one by one."""
         pieces = moving(pieces)
         if len(pieces) == 0:
             return
         with self._driver.current():
             if not independent(pieces):
-                self._copy_in_order(pieces, way)
-            elif way is Way.INSIDE and not _are_large(pieces):
+                self._copy_in_order(pieces, direction)
+            elif direction is Direction.INSIDE and not _are_large(pieces):
                 self._launch(pieces)
             elif len(pieces) > 1 and (batch := self._driver.batch) is not None:
-                self._copy_batch(batch, pieces, way)
+                self._copy_batch(batch, pieces, direction)
             else:
-                self._copy_in_order(pieces, way)
+                self._copy_in_order(pieces, direction)
 
     def _launch(self, pieces: Pieces) -> None:
         kernel, count = self._driver.kernel, len(pieces)
@@ -115,7 +115,7 @@ class CudaQueue(Queue):
         self._driver.check(launch, "launching the copy kernel")
         self.num_launches += 1
 
-    def _copy_batch(self, batch: Any, pieces: Pieces, way: Way) -> None:
+    def _copy_batch(self, batch: Any, pieces: Pieces, direction: Direction) -> None:
         """The driver takes a batch in any order: `pieces` are independent."""
         source, target, nbytes = np.ascontiguousarray(pieces.T)
         attributes, first = np.array([_IN_STREAM_ORDER, 0, 0, 0, 0, 0], np.uint32), np.zeros(1, np.uint64)
@@ -123,9 +123,9 @@ class CudaQueue(Queue):
         what = target.ctypes.data, source.ctypes.data, nbytes.ctypes.data, len(pieces)
         code = batch(*what, attributes.ctypes.data, first.ctypes.data, 1, failed.ctypes.data, self.handle)
         if code != SUCCESS:
-            raise self._driver.error(code, _named(pieces[min(int(failed[0]), len(pieces) - 1)], way))
+            raise self._driver.error(code, _named(pieces[min(int(failed[0]), len(pieces) - 1)], direction))
 
-    def _copy_in_order(self, pieces: Pieces, way: Way) -> None:
+    def _copy_in_order(self, pieces: Pieces, direction: Direction) -> None:
         """One call a piece, and the stream's order between them."""
         copy, stream = self._api.cuMemcpyAsync, self._stream
         for index, (source, target, nbytes) in enumerate(pieces.tolist()):
@@ -134,7 +134,7 @@ class CudaQueue(Queue):
                 continue
             [code] = copy(target, source, nbytes, stream)
             if int(code):
-                raise self._driver.error(int(code), _named(pieces[index], way))
+                raise self._driver.error(int(code), _named(pieces[index], direction))
 
     def _move_over_itself(self, source: int, target: int, nbytes: int) -> None:
         """As memmove would, by way of memory that lives in the stream."""
@@ -175,9 +175,9 @@ def _are_large(pieces: Pieces) -> bool:
     return PLAIN_COPY_FROM_NBYTES is not None and int(pieces[:, 2].min()) >= PLAIN_COPY_FROM_NBYTES
 
 
-def _named(piece: NDArray[np.uint64], way: Way) -> str:
+def _named(piece: NDArray[np.uint64], direction: Direction) -> str:
     source, target, nbytes = piece.tolist()
-    return f"copying {nbytes} bytes from {source:#x} to {target:#x} ({way.name})"
+    return f"copying {nbytes} bytes from {source:#x} to {target:#x} ({direction.name})"
 
 
 class CudaDevice(TorchDevice):

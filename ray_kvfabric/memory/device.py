@@ -35,7 +35,7 @@ Tensor = Any  # of torch
 _MODULES = {"npu": "ray_kvfabric.memory.npu:NpuDevice", "cuda": "ray_kvfabric.memory.cuda:CudaDevice"}
 
 
-class Way(IntEnum):
+class Direction(IntEnum):
     """Where a copy goes; the numbers are those of aclrtMemcpyKind."""
 
     TO_DEVICE = 1
@@ -68,7 +68,7 @@ class Queue(ABC):
         """The stream as the driver knows it."""
 
     @abstractmethod
-    def copy(self, pieces: Pieces, way: Way) -> None:
+    def copy(self, pieces: Pieces, direction: Direction) -> None:
         """Enqueues all pieces. Raises LLMException (LLM_FAILED) for one that the driver refuses."""
 
     @abstractmethod

@@ -9,7 +9,7 @@ from typing import Any
 from ray_kvfabric.errors import LLMException, LLMStatusCode
 from ray_kvfabric.memory import _device_copy
 from ray_kvfabric.memory.acl import load_acl
-from ray_kvfabric.memory.device import Pieces, Queue, Tensor, Way
+from ray_kvfabric.memory.device import Direction, Pieces, Queue, Tensor
 from ray_kvfabric.memory.torch_device import TorchDevice
 
 
@@ -24,12 +24,12 @@ class NpuQueue(Queue):
     def handle(self) -> int:
         return self._stream
 
-    def copy(self, pieces: Pieces, way: Way) -> None:
+    def copy(self, pieces: Pieces, direction: Direction) -> None:
         self._check_open()
-        count, code = _device_copy.enqueue(self._acl.memcpy_async, pieces, way, self._stream)
+        count, code = _device_copy.enqueue(self._acl.memcpy_async, pieces, direction, self._stream)
         if code:
             source, target, nbytes = (int(value) for value in pieces[count])
-            raise self._acl.error(code, f"copying {nbytes} bytes from {source:#x} to {target:#x} ({way.name})")
+            raise self._acl.error(code, f"copying {nbytes} bytes from {source:#x} to {target:#x} ({direction.name})")
 
     def _check_open(self) -> None:
         """ACL takes 0 for the default stream."""

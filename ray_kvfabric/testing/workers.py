@@ -180,8 +180,16 @@ class PinnedPair:
         try:
             ray.get(self._source.run_case.remote(case, setup, self._target, pid), timeout=CASE_S)
         finally:
-            if "dead" in case.name:
+            if not self._target_lives():
                 self._target = self._start(TARGET_ID)
+
+    def _target_lives(self) -> bool:
+        """A case may have killed it."""
+        try:
+            ray.get(self._target.ping.remote(), timeout=PATIENCE_S)
+        except RayActorError:
+            return False
+        return True
 
     def close(self) -> None:
         self._fabric.close()

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from ray_kvfabric.errors import StillMoving, TransferCancelled, TransferTimeout
 from ray_kvfabric.memory.copy import COPY_DONE, COPY_STOPPED, COPY_TIMED_OUT, RegionTable
-from ray_kvfabric.memory.device import PATIENCE_NS, Device, Pieces, Queue, Way, check_granule
+from ray_kvfabric.memory.device import PATIENCE_NS, Device, Direction, Pieces, Queue, check_granule
 from ray_kvfabric.memory.staging import NBYTES, SOURCE, TARGET, Staging, joined, packed, windows
 from ray_kvfabric.plan import Blocks, Plan
 from ray_kvfabric.transport.base import LocalEnd, Order
@@ -65,7 +65,7 @@ def _directly(device: Device, pieces: Pieces, order: Order) -> Outcome:
     if status:
         return status, 0, 0
     with device.queue() as queue:
-        queue.copy(pieces, Way.INSIDE)
+        queue.copy(pieces, Direction.INSIDE)
         status = settle(queue, order)
     return status, int(pieces[:, NBYTES].sum()), 0
 
@@ -88,14 +88,14 @@ def _staged(device: Device, staging: Staging, pieces: Pieces, order: Order, enqu
 
 def _stage_out(queue: Queue, window: Pieces, buffer: int) -> None:
     places = packed(window, buffer)
-    queue.copy(joined(window, places), Way.TO_DEVICE)
-    queue.copy(joined(places, window), Way.INSIDE)
+    queue.copy(joined(window, places), Direction.TO_DEVICE)
+    queue.copy(joined(places, window), Direction.INSIDE)
 
 
 def _stage_in(queue: Queue, window: Pieces, buffer: int) -> None:
     places = packed(window, buffer)
-    queue.copy(joined(window, places), Way.INSIDE)
-    queue.copy(joined(places, window), Way.TO_HOST)
+    queue.copy(joined(window, places), Direction.INSIDE)
+    queue.copy(joined(places, window), Direction.TO_HOST)
 
 
 def limit_reached(order: Order) -> int:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ray_kvfabric.errors import ParamInvalid, StillMoving
-from ray_kvfabric.memory.device import Pieces, Queue, Way
+from ray_kvfabric.memory.device import Direction, Pieces, Queue
 from ray_kvfabric.memory.staging import NBYTES, SOURCE, TARGET, joined, packed, windows
 from ray_kvfabric.transport.base import LocalEnd, Order
 from ray_kvfabric.transport.device_copy import settle
@@ -36,7 +36,6 @@ class Half(NamedTuple):
     def column(self) -> int:
         return SOURCE if self.kind == SEND else TARGET
 
-    @property
     def windows(self) -> Iterator[Pieces]:
         return windows(self.pieces, self.window_nbytes) if self.window_nbytes else iter([self.pieces])
 
@@ -78,7 +77,7 @@ def _ended(communicator: Communicator, half: Half) -> Iterator[None]:
 
 
 def _directly(communicator: Communicator, half: Half, check: Check) -> None:
-    for window in half.windows:
+    for window in half.windows():
         _batch(communicator, half, window)
     communicator.settle(check)
 
@@ -88,9 +87,9 @@ def _batch(communicator: Communicator, half: Half, places: Pieces) -> None:
 
 
 def _send_staged(communicator: Communicator, queue: Queue, buffers: tuple[int, int], half: Half, check: Check) -> None:
-    for number, window in enumerate(half.windows):
+    for number, window in enumerate(half.windows()):
         places = packed(window, buffers[number % 2])
-        _copy(queue, joined(window, places), Way.TO_DEVICE, half, check)
+        _copy(queue, joined(window, places), Direction.TO_DEVICE, half, check)
         communicator.settle(check)
         _batch(communicator, half, places)
     communicator.settle(check)
@@ -100,19 +99,19 @@ def _receive_staged(
     communicator: Communicator, queue: Queue, buffers: tuple[int, int], half: Half, check: Check
 ) -> None:
     before: Pieces | None = None  # received, and not in the host's memory yet
-    for number, window in enumerate(half.windows):
+    for number, window in enumerate(half.windows()):
         places = packed(window, buffers[number % 2])
         communicator.settle(check)
         _batch(communicator, half, places)
         if before is not None:
-            _copy(queue, before, Way.TO_HOST, half, check)
+            _copy(queue, before, Direction.TO_HOST, half, check)
         before = joined(places, window)
     communicator.settle(check)
     if before is not None:
-        _copy(queue, before, Way.TO_HOST, half, check)
+        _copy(queue, before, Direction.TO_HOST, half, check)
 
 
-def _copy(queue: Queue, pieces: Pieces, way: Way, half: Half, check: Check) -> None:
-    queue.copy(pieces, way)
+def _copy(queue: Queue, pieces: Pieces, direction: Direction, half: Half, check: Check) -> None:
+    queue.copy(pieces, direction)
     if settle(queue, half.order):
         check()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_kvfabric.memory import acl
-from ray_kvfabric.memory.device import Way
+from ray_kvfabric.memory.device import Direction
 from ray_kvfabric.transport import hccl_library
 
 PROGRAM = """
@@ -77,6 +77,6 @@ def test_numbers_are_those_of_the_headers(headers: dict[str, dict[str, int]]) ->
     config = hccl_library.comm_config(1)
     assert headers["numbers"] == [
         hccl_library.ROOT_INFO_NBYTES, config.magic, config.version, hccl_library.AGAIN, hccl_library.SEND,
-        hccl_library.RECEIVE, hccl_library._UINT8, Way.TO_DEVICE, Way.TO_HOST, Way.INSIDE,
+        hccl_library.RECEIVE, hccl_library._UINT8, Direction.TO_DEVICE, Direction.TO_HOST, Direction.INSIDE,
         acl.FAST_LAUNCH, acl.FAST_SYNC, acl.STREAM_SYNC_TIMEOUT,
     ]  # fmt: skip

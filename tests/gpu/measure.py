@@ -29,7 +29,7 @@ from ray_kvfabric.bench.cases import Case, Lists
 from ray_kvfabric.bench.statistics import percentile
 from ray_kvfabric.bench.worker import Spawned
 from ray_kvfabric.memory.cuda import CudaQueue
-from ray_kvfabric.memory.device import Way
+from ray_kvfabric.memory.device import Direction
 from tests.gpu.ends import GPU_CASES, Source, Target
 
 SMALL_REPS, LARGE_REPS, HUGE_REPS, HUGE_NBYTES = 1000, 20, 5, 1 << 30
@@ -50,12 +50,12 @@ def lanes(source: Source) -> dict[str, Call]:
             raise TimeoutError("the GPU is late")
 
     def kernel(pieces: Any) -> None:
-        queue.copy(pieces, Way.INSIDE)
+        queue.copy(pieces, Direction.INSIDE)
         finish()
 
     def memcpy_each(pieces: Any) -> None:
         with queue._driver.current():
-            queue._copy_in_order(pieces, Way.INSIDE)
+            queue._copy_in_order(pieces, Direction.INSIDE)
         finish()
 
     def memcpy() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from ray_kvfabric.errors import LLMException, LLMStatusCode
 from ray_kvfabric.memory.cuda import CudaDevice, CudaQueue
-from ray_kvfabric.memory.device import Way
+from ray_kvfabric.memory.device import Direction
 
 TILE = 32 << 10
 
@@ -59,7 +59,7 @@ def test_pieces_of_all_sizes_land_in_one_launch(queue: CudaQueue, alignment: int
     for start, goal, nbytes in offsets:
         expected[goal : goal + nbytes] = held[start : start + nbytes]
     torch.cuda.synchronize()
-    queue.copy(_pieces(source, target, [offsets[index] for index in random.permutation(3000)]), Way.INSIDE)
+    queue.copy(_pieces(source, target, [offsets[index] for index in random.permutation(3000)]), Direction.INSIDE)
     assert queue.finish(_soon())
     assert queue.num_launches == 1
     np.testing.assert_array_equal(target.cpu().numpy(), expected)
@@ -70,7 +70,7 @@ def test_tables_that_grow_behind_each_other(queue: CudaQueue) -> None:
     torch.cuda.synchronize()
     for first, stop in ((0, 10), (10, 20_000), (20_000, 40_000)):
         places = [(64 * index, 64 * index, 64) for index in range(first, stop)]
-        queue.copy(_pieces(source, target, places), Way.INSIDE)
+        queue.copy(_pieces(source, target, places), Direction.INSIDE)
     assert queue.finish(_soon())
     assert torch.equal(source, target)
 
@@ -81,8 +81,8 @@ def test_pieces_from_and_to_host_memory(queue: CudaQueue, pinned: bool) -> None:
     back, there = torch.zeros_like(host), torch.zeros(1 << 20, dtype=torch.uint8, device="cuda:0")
     torch.cuda.synchronize()
     places = [(4096 * index, 4096 * (255 - index), 4096) for index in range(256)]
-    queue.copy(_pieces(host, there, places), Way.TO_DEVICE)
-    queue.copy(_pieces(there, back, places), Way.TO_HOST)
+    queue.copy(_pieces(host, there, places), Direction.TO_DEVICE)
+    queue.copy(_pieces(there, back, places), Direction.TO_HOST)
     assert queue.finish(_soon())
     assert torch.equal(host, back)
 
@@ -94,7 +94,7 @@ def test_pieces_that_depend_on_each_other_keep_their_order(queue: CudaQueue) -> 
     for start, goal, nbytes in offsets:
         model[goal : goal + nbytes] = model[start : start + nbytes].copy()
     torch.cuda.synchronize()
-    queue.copy(_pieces(memory, memory, offsets), Way.INSIDE)
+    queue.copy(_pieces(memory, memory, offsets), Direction.INSIDE)
     assert queue.finish(_soon())
     np.testing.assert_array_equal(memory.cpu().numpy(), model)
 
@@ -102,7 +102,7 @@ def test_pieces_that_depend_on_each_other_keep_their_order(queue: CudaQueue) -> 
 def test_a_past_deadline_is_told_and_the_copy_goes_on(queue: CudaQueue) -> None:
     source, target = _random(1 << 30, "cuda:0"), torch.zeros(1 << 30, dtype=torch.uint8, device="cuda:0")
     torch.cuda.synchronize()
-    queue.copy(_pieces(source, target, [(0, 0, 1 << 30)]), Way.INSIDE)
+    queue.copy(_pieces(source, target, [(0, 0, 1 << 30)]), Direction.INSIDE)
     assert not queue.finish(time.monotonic_ns())
     assert queue.finish(_soon())
     assert torch.equal(source, target)
@@ -111,7 +111,7 @@ def test_a_past_deadline_is_told_and_the_copy_goes_on(queue: CudaQueue) -> None:
 def _write_nowhere() -> LLMStatusCode:
     source = _random(64, "cuda:0")
     queue = CudaDevice(0).open_queue()
-    queue.copy(np.array([(source.data_ptr(), 16, 64)], np.uint64), Way.INSIDE)
+    queue.copy(np.array([(source.data_ptr(), 16, 64)], np.uint64), Direction.INSIDE)
     try:
         queue.finish(_soon())
     except LLMException as error:

@@ -24,7 +24,7 @@ from ray_kvfabric.actors.worker import CacheWorker
 from ray_kvfabric.bench.cases import Case, select
 from ray_kvfabric.bench.statistics import percentile
 from ray_kvfabric.config import EndpointSettings, WorkerGroup
-from ray_kvfabric.memory.device import Way
+from ray_kvfabric.memory.device import Direction
 
 TRANSPORTS = ("device_ipc", "hccl")
 SOURCE_ID, TARGET_ID = 1, 2
@@ -55,7 +55,7 @@ class Measured(CacheWorker):
 
         def copy() -> None:
             with device.queue() as queue:
-                queue.copy(pieces, Way.INSIDE)
+                queue.copy(pieces, Direction.INSIDE)
                 queue.finish(time.monotonic_ns() + 60 * 10**9)
 
         with device.current():

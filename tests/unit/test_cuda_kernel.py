@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ray_kvfabric.errors import FeatureNotEnabled, LLMException, LLMStatusCode
 from ray_kvfabric.memory import cuda, cuda_driver
 from ray_kvfabric.memory.cuda_kernel import TILE_NBYTES, WORDS_A_PIECE, independent, moving, write_table
-from ray_kvfabric.memory.device import Pieces, Way
+from ray_kvfabric.memory.device import Direction, Pieces
 from tests.gpu.host_driver import HostDriver
 from tests.gpu.host_kernel import COMPILER, HostKernel
 
@@ -197,7 +197,7 @@ def _scattered(count: int, nbytes: int = 100) -> list[tuple[int, int, int]]:
 def test_all_pieces_inside_are_one_launch(queue: cuda.CudaQueue, driver: HostDriver) -> None:
     room, offsets = arena(128 * 500, 128 * 500), _scattered(500)
     expected = room.expected(*offsets)
-    queue.copy(room.pieces(*offsets), Way.INSIDE)
+    queue.copy(room.pieces(*offsets), Direction.INSIDE)
     assert queue.finish(_soon())
     np.testing.assert_array_equal(room.target, expected)
     assert driver.calls == {"launch": 1, "copy": 1}  # the copy is the table's
@@ -208,15 +208,15 @@ def test_copies_that_follow_each_other_leave_each_others_tables_alone(queue: cud
     room, offsets = arena(128 * 9000, 128 * 9000), _scattered(9000)  # the last table outgrows the first buffers
     expected = room.expected(*offsets)
     for part in (offsets[:3], offsets[3:9], offsets[9:]):
-        queue.copy(room.pieces(*part), Way.INSIDE)
+        queue.copy(room.pieces(*part), Direction.INSIDE)
     assert queue.finish(_soon())
     np.testing.assert_array_equal(room.target, expected)
 
 
-@pytest.mark.parametrize("way", [Way.TO_DEVICE, Way.TO_HOST])
+@pytest.mark.parametrize("way", [Direction.TO_DEVICE, Direction.TO_HOST])
 @pytest.mark.parametrize(("has_batch", "calls"), [(True, {"batch": 1}), (False, {"copy": 20})])
 def test_pieces_from_and_to_the_host(
-    kernel: HostKernel, monkeypatch: pytest.MonkeyPatch, way: Way, has_batch: bool, calls: dict[str, int]
+    kernel: HostKernel, monkeypatch: pytest.MonkeyPatch, way: Direction, has_batch: bool, calls: dict[str, int]
 ) -> None:
     driver = _driver(kernel, monkeypatch, has_batch=has_batch)
     queue = cuda.CudaQueue(cuda_driver.CudaDriver(0))
@@ -229,8 +229,8 @@ def test_pieces_from_and_to_the_host(
     queue.close()
 
 
-@pytest.mark.parametrize("way", list(Way))
-def test_of_two_writes_to_one_place_the_later_stays(queue: cuda.CudaQueue, driver: HostDriver, way: Way) -> None:
+@pytest.mark.parametrize("way", list(Direction))
+def test_of_two_writes_to_one_place_the_later_stays(queue: cuda.CudaQueue, driver: HostDriver, way: Direction) -> None:
     room, offsets = arena(1000, 1000), [(0, 10, 100), (300, 60, 100), (600, 70, 5)]
     expected = room.expected(*offsets)
     queue.copy(room.pieces(*offsets), way)
@@ -249,14 +249,14 @@ def test_a_source_that_an_earlier_piece_wrote_and_a_piece_over_itself(queue: cud
     expected[:100] = room.source[:100]
     expected[200:300] = expected[50:150].copy()
     expected[200:290] = expected[205:295].copy()
-    queue.copy(pieces, Way.INSIDE)
+    queue.copy(pieces, Direction.INSIDE)
     assert queue.finish(_soon())
     np.testing.assert_array_equal(room.target, expected)
 
 
 def test_nothing_to_move_enqueues_nothing(queue: cuda.CudaQueue, driver: HostDriver) -> None:
     base = arena(64, 64).source.ctypes.data
-    queue.copy(np.array([(base, base, 64), (base, base + 1, 0)], np.uint64), Way.INSIDE)
+    queue.copy(np.array([(base, base, 64), (base, base + 1, 0)], np.uint64), Direction.INSIDE)
     assert queue.finish(_soon())
     assert not driver.calls
 
@@ -264,7 +264,7 @@ def test_nothing_to_move_enqueues_nothing(queue: cuda.CudaQueue, driver: HostDri
 def test_a_late_device_is_waited_for_until_the_deadline(queue: cuda.CudaQueue, driver: HostDriver) -> None:
     driver.is_stuck = True
     room = arena(128, 128)
-    queue.copy(room.pieces((0, 0, 100)), Way.TO_DEVICE)
+    queue.copy(room.pieces((0, 0, 100)), Direction.TO_DEVICE)
     start = time.monotonic_ns()
     assert not queue.finish(start + 5_000_000)
     assert time.monotonic_ns() - start >= 5_000_000
@@ -286,7 +286,7 @@ def test_what_breaks_on_the_device_is_said_in_the_drivers_words(
 def test_a_refused_piece_is_named(queue: cuda.CudaQueue, count: int) -> None:
     pieces = np.array([(8192 * (1 + index), 64 * index, 16) for index in range(count)][::-1], np.uint64)
     with pytest.raises(LLMException, match=r"copying 16 bytes from 0x2000 to 0x0 \(TO_DEVICE\)"):
-        queue.copy(pieces, Way.TO_DEVICE)
+        queue.copy(pieces, Direction.TO_DEVICE)
 
 
 # ---- packages ----------------------------------------------------------------------------------------
