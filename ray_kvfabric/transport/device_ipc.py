@@ -9,12 +9,13 @@ Only the owner counts who maps a share: a process that dies could not count down
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections import Counter, deque
+from collections import deque
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from ray_kvfabric.cache.layout import Region
 from ray_kvfabric.deadline import Deadline
@@ -43,7 +44,15 @@ from ray_kvfabric.transport.questions import ask
 
 TELL_S = 5.0
 NPU_GRANULE = 64
-Key = tuple[int, int]  # cache_id, generation
+_numbers = count(1)  # of mappings, never used twice in a process
+
+
+class Mapping(NamedTuple):
+    """One opening of a peer's cache, which ends by itself."""
+
+    cache_id: int
+    generation: int
+    number: int
 
 
 class Mapped:
@@ -56,10 +65,8 @@ class DeviceIpcLink(HostLink):
     def __init__(self, local: LocalEnd, peer: EndpointInfo, peers: PeerCalls | None) -> None:
         self._peers = peers
         self._delegate = Delegate(self, peers)
-        self._shares: dict[Key, list[Share]] = {}
-        self._mapped: Counter[Key] = Counter()  # how often each is mapped here
-        self._ended: deque[Key] = deque()  # one for each mapping that nobody uses any more
-        self._telling = threading.Lock()
+        self._mappings: dict[Mapping, list[Share]] = {}  # of which the owner waits to be told that they ended
+        self._ended: deque[Mapping] = deque()
         super().__init__(local, peer)  # which closes what it could not open
 
     # ---- mapping ---------------------------------------------------------------------------------
@@ -67,24 +74,19 @@ class DeviceIpcLink(HostLink):
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         if cache.memory == "host" or self.peer.pid == os.getpid():
             return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
-        key = cache.cache_id, cache.generation
-        with self._telling:
-            self._mapped[key] += 1  # before the owner is asked: from then on it waits to be told
+        mapping = Mapping(cache.cache_id, cache.generation, next(_numbers))
         mapped, tensors = Mapped(), list[Tensor]()
-        weakref.finalize(mapped, self._ended.append, key).atexit = False
-        shares = self._shares[key] = self._ask_for_shares(key, deadline)
+        weakref.finalize(mapped, self._ended.append, mapping).atexit = False
+        shares = self._mappings[mapping] = self._ask_for_shares(mapping, deadline)
         device = self.local.devices.open(f"a link to {self.peer}")
         weakref.finalize(mapped, device.retired.append, tensors).atexit = False  # the later one runs first
         tensors += [_map(device, share) for share in shares]
         regions = [self._moved(region, shares, tensors) for region in cache.regions]
         return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=mapped))
 
-    def _ask_for_shares(self, key: Key, deadline: Deadline) -> list[Share]:
-        return [Share(*share) for share in ask(self._peers, self.peer, SHARE, self._question(key), deadline)]
-
-    def _question(self, key: Key) -> dict[str, int]:
-        incarnation = self.local.endpoint.incarnation
-        return {"cache_id": key[0], "generation": key[1], "pid": os.getpid(), "incarnation": incarnation}
+    def _ask_for_shares(self, mapping: Mapping, deadline: Deadline) -> list[Share]:
+        question = {"mapping": tuple(mapping), "pid": os.getpid(), "incarnation": self.local.endpoint.incarnation}
+        return [Share(*share) for share in ask(self._peers, self.peer, SHARE, question, deadline)]
 
     def _moved(self, region: Region, shares: list[Share], tensors: list[Tensor]) -> Region:
         for share, tensor in zip(shares, tensors, strict=True):
@@ -95,28 +97,28 @@ class DeviceIpcLink(HostLink):
 
     def tidy(self) -> None:
         """Unmaps what nobody uses here, and tells the owner; what it could not be told waits for the next time."""
-        with self._telling:
-            self._count_ended()
-            unused = [key for key, count in self._mapped.items() if count == 0]
-            self._unmap()  # all that has ended so far is among what was retired before
-            if unused and self._tell_unmapped(unused):
-                for key in unused:
-                    del self._mapped[key]
-                    self._shares.pop(key, None)
-
-    def _count_ended(self) -> None:
+        ended = []
         with suppress(IndexError):
             while True:
-                self._mapped[self._ended.popleft()] -= 1
+                ended.append(self._ended.popleft())
+        self._unmap()  # what has ended so far was retired before
+        if not ended or self._tell_unmapped(ended):
+            for mapping in ended:
+                self._mappings.pop(mapping, None)
+        else:
+            self._ended.extend(ended)
 
     def _unmap(self) -> None:
         device = self.local.devices.device
         if device is not None:
             device.unmap_retired()
 
-    def _tell_unmapped(self, keys: list[Key]) -> bool:
+    def _tell_unmapped(self, mappings: list[Mapping]) -> bool:
+        question = {
+            "mappings": [tuple(mapping) for mapping in mappings],
+            "incarnation": self.local.endpoint.incarnation,
+        }
         with suppress(FabricError):
-            question = {"keys": keys, "incarnation": self.local.endpoint.incarnation}
             ask(self._peers, self.peer, UNMAPPED, question, Deadline.after(TELL_S))
             return True
         return False
@@ -128,7 +130,7 @@ class DeviceIpcLink(HostLink):
             self.tidy()
             return
         self._unmap()
-        for shares in self._shares.values():
+        for shares in self._mappings.values():
             for share in shares:
                 _remove_counter(share)
 

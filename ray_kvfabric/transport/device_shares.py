@@ -20,12 +20,15 @@ from ray_kvfabric.transport.base import LocalCache, Serving
 SHARE, UNMAPPED = "device_ipc_share", "device_ipc_unmapped"
 
 
+Holder = tuple[int, int]  # a peer's incarnation, and its number for the mapping
+
+
 @dataclass(slots=True)
 class _Shared:
-    """One generation of a cache; `holders` are incarnations."""
+    """One generation of a cache."""
 
     shares: list[Share]
-    holders: set[int] = field(default_factory=set)
+    holders: set[Holder] = field(default_factory=set)
 
 
 class ShareDesk:
@@ -40,7 +43,8 @@ class ShareDesk:
 
     def share(self, arguments: dict[str, Any]) -> list[tuple[object, ...]]:
         """Shares of the storages under a cache."""
-        key = arguments["cache_id"], arguments["generation"]
+        cache_id, generation, number = arguments["mapping"]
+        key = cache_id, generation
         with self._serving.visit(*key) as cache, self._lock:
             if self._is_closed:
                 raise StaleRoute("this endpoint is closed")
@@ -48,7 +52,7 @@ class ShareDesk:
             if key not in self._shared:
                 device = self._serving.local.devices.open(f"cache {key[0]}")
                 self._shared[key] = _Shared(_all_shares(device, cache))
-            self._shared[key].holders.add(arguments["incarnation"])
+            self._shared[key].holders.add((arguments["incarnation"], number))
             return [tuple(share) for share in self._shared[key].shares]
 
     def _watch(self, incarnation: int, pid: int) -> None:
@@ -60,20 +64,20 @@ class ShareDesk:
 
     def unmapped(self, arguments: dict[str, Any]) -> bool:
         with self._lock:
-            for cache_id, generation in arguments["keys"]:
-                self._drop((cache_id, generation), {arguments["incarnation"]})
+            for cache_id, generation, number in arguments["mappings"]:
+                self._drop((cache_id, generation), {(arguments["incarnation"], number)})
         return True
 
     def sweep(self) -> None:
         """Counts down for processes that died."""
         with self._lock:
             dead = {each for each, pidfd in self._processes.items() if shared_page.has_ended(pidfd)}
-            for key in [*self._shared] if dead else ():
-                self._drop(key, dead)
+            for key, shared in [*self._shared.items()] if dead else ():
+                self._drop(key, {holder for holder in shared.holders if holder[0] in dead})
             for incarnation in dead:
                 os.close(self._processes.pop(incarnation))
 
-    def _drop(self, key: tuple[int, int], holders: set[int]) -> None:
+    def _drop(self, key: tuple[int, int], holders: set[Holder]) -> None:
         shared, device = self._shared.get(key), self._serving.local.devices.device
         if shared is None or device is None:
             return

@@ -122,6 +122,10 @@ class FaultyWorker(PeerWorker):
 
         hccl_halves.items_of = wrong
 
+    def leave(self) -> None:
+        """The endpoint ends, its process lives on."""
+        self.manager.close()
+
     def allocated(self) -> int:
         """Bytes of torch's that are in use on the device, limbo included."""
         import torch

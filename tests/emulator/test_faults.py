@@ -134,6 +134,28 @@ def test_a_target_that_nobody_allocated_is_refused(pair: FaultyPair) -> None:
 
 
 @HCCL
+def test_communicators_go_with_the_process_at_either_end(pair: FaultyPair) -> None:
+    for dying, left in ((1, 2), (2, 1)):
+        made = both(pair)
+        assert pair.on(2, "push", made[1], 1, [0], [0], 30.0) == "hccl"
+        assert pair.on(left, "status")["transport_state"]["hccl"]["communicators"] == 2  # one each way
+        pair.kill(dying)
+        pair.on(left, "allocated")  # sweeps
+        assert pair.on(left, "status")["transport_state"] == {}
+        pair.on(left, "clear")
+        pair.start(dying)
+
+
+@HCCL
+def test_a_link_that_is_closed_gives_both_ends_back(pair: FaultyPair) -> None:
+    both(pair)
+    pair.on(1, "leave")
+    assert pair.on(2, "status")["transport_state"] == {}
+    pair.kill(1)
+    pair.start(1)
+
+
+@HCCL
 def test_a_cancelled_push_is_never_told_as_landed(pair: FaultyPair) -> None:
     shape = (4, 1 << 20)  # four tensors of 4 MiB, windows of 2 MiB into host memory
     source, target = pair.on(1, "make", "DEVICE", shape), pair.on(2, "make", "HOST", shape)
