@@ -61,13 +61,13 @@ class Wire:
                     self._settle(number, outcome)
                 else:
                     threading.Thread(target=self._serve, args=(number, *question), daemon=True).start()
-        except (EOFError, OSError):
+        except (EOFError, OSError, TypeError):  # TypeError: closed here while it read
             for number in [*self._asked]:
                 self._settle(number, PeerLost("the process at the other end died"))
 
     def _settle(self, number: int, outcome: object) -> None:
         told = self._asked.get(number)  # gone where nobody waits any more
-        if told is None:
+        if told is None or told.done():
             return
         if isinstance(outcome, BaseException):
             told.set_exception(outcome)
