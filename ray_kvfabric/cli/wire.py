@@ -31,6 +31,7 @@ class Wire:
         self._sending = threading.Lock()
         self._numbers = count()
         self._asked: dict[int, Future[object]] = {}
+        self._has_ended = False
         threading.Thread(target=self._listen, name="kvfabric-wire", daemon=True).start()
 
     def ask(self, peer: EndpointInfo, question: str, arguments: dict[str, Any], deadline: Deadline) -> object:
@@ -38,6 +39,8 @@ class Wire:
         number, told = next(self._numbers), Future[object]()
         self._asked[number] = told
         try:
+            if self._has_ended:  # looked at after the question is there: whoever ends later sees it
+                raise PeerLost("the process at the other end died")
             self._send(number, (question, arguments))
             wait([told], timeout=deadline.remaining_s)
             if not told.done():
@@ -62,6 +65,7 @@ class Wire:
                 else:
                     threading.Thread(target=self._serve, args=(number, *question), daemon=True).start()
         except (EOFError, OSError, TypeError):  # TypeError: closed here while it read
+            self._has_ended = True
             for number in [*self._asked]:
                 self._settle(number, PeerLost("the process at the other end died"))
 
