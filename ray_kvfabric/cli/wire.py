@@ -6,6 +6,8 @@ listening   one thread takes what comes in; each question is answered in a threa
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -32,7 +34,8 @@ class Wire:
         self._numbers = count()
         self._asked: dict[int, Future[object]] = {}
         self._has_ended = False
-        threading.Thread(target=self._listen, name="kvfabric-wire", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="kvfabric-wire", daemon=True)
+        self._listener.start()
 
     def ask(self, peer: EndpointInfo, question: str, arguments: dict[str, Any], deadline: Deadline) -> object:
         """Raises what the peer raises, TransferTimeout, and PeerLost when its process is gone."""
@@ -49,6 +52,13 @@ class Wire:
         finally:
             del self._asked[number]
 
+    def close(self) -> None:
+        """Ends the listener first: a descriptor that is closed under its reader may be another file's by then."""
+        with socket.socket(fileno=os.dup(self._pipe.fileno())) as end, suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        self._listener.join()
+        self._pipe.close()
+
     def _send(self, number: int, question: tuple[str, dict[str, Any]] | None, outcome: object = None) -> None:
         with self._sending:
             try:
@@ -64,7 +74,7 @@ class Wire:
                     self._settle(number, outcome)
                 else:
                     threading.Thread(target=self._serve, args=(number, *question), daemon=True).start()
-        except (EOFError, OSError, TypeError):  # TypeError: closed here while it read
+        except (EOFError, OSError):
             self._has_ended = True
             for number in [*self._asked]:
                 self._settle(number, PeerLost("the process at the other end died"))

@@ -263,9 +263,10 @@ def test_a_chip_that_nobody_vouches_for_is_a_note(chip: str | None, state: str, 
 @pytest.fixture
 def wires() -> Iterator[tuple[Wire, Wire]]:
     pipes = multiprocessing.Pipe()
-    yield Wire(pipes[0]), Wire(pipes[1])
-    for pipe in pipes:
-        pipe.close()
+    wires = Wire(pipes[0]), Wire(pipes[1])
+    yield wires
+    for wire in wires:
+        wire.close()
 
 
 def ask(wire: Wire, question: str, seconds: float = 10.0, **arguments: object) -> object:
