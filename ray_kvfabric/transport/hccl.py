@@ -48,12 +48,12 @@ from ray_kvfabric.transport.base import (
 )
 from ray_kvfabric.transport.delegation import Tally
 from ray_kvfabric.transport.device_copy import check_limits, pieces_of
+from ray_kvfabric.transport.hccl_communicator import Communicator
 from ray_kvfabric.transport.hccl_halves import Half, run_half
 from ray_kvfabric.transport.hccl_library import RECEIVE, SEND
 from ray_kvfabric.transport.hccl_pairs import (
     LEAVE,
     RESPONDER,
-    Communicator,
     Pair,
     PairTable,
     in_thread,

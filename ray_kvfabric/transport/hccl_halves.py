@@ -17,8 +17,8 @@ from ray_kvfabric.memory.device import Direction, Pieces, Queue
 from ray_kvfabric.memory.staging import NBYTES, SOURCE, TARGET, joined, packed, windows
 from ray_kvfabric.transport.base import LocalEnd, Order
 from ray_kvfabric.transport.device_copy import settle
+from ray_kvfabric.transport.hccl_communicator import Communicator
 from ray_kvfabric.transport.hccl_library import SEND, items_of
-from ray_kvfabric.transport.hccl_pairs import Communicator
 
 Check = Callable[[], None]  # raises when it is not worth waiting any longer
 

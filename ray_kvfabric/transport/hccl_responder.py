@@ -10,9 +10,10 @@ from ray_kvfabric.plan import Plan
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.base import Order, Serving
 from ray_kvfabric.transport.device_copy import check_limits, pieces_of
+from ray_kvfabric.transport.hccl_communicator import Communicator
 from ray_kvfabric.transport.hccl_halves import Half, run_half
 from ray_kvfabric.transport.hccl_library import RECEIVE, SEND
-from ray_kvfabric.transport.hccl_pairs import INITIATOR, Communicator, Pair, PairTable
+from ray_kvfabric.transport.hccl_pairs import INITIATOR, Pair, PairTable
 from ray_kvfabric.transport.questions import inside, told_plan
 
 TAKE_PART = "hccl_take_part"
