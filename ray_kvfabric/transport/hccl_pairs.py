@@ -13,7 +13,6 @@ everywhere, and nobody waits in a circle.
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import threading
@@ -32,8 +31,6 @@ from ray_kvfabric.transport.hccl_communicator import Communicator
 from ray_kvfabric.transport.hccl_library import load_hccl
 from ray_kvfabric.transport.host_link import same_host_refusal
 from ray_kvfabric.transport.questions import ask
-
-logger = logging.getLogger(__name__)
 
 LEAD, JOIN, LEAVE = "hccl_lead", "hccl_join", "hccl_leave"
 INITIATOR, RESPONDER = 0, 1
