@@ -10,13 +10,13 @@ import threading
 from dataclasses import dataclass
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import PeerLost, TransferTimeout
+from ray_kvfabric.errors import PeerLost
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.base import Link, Order, RemoteCache
-from ray_kvfabric.transport.device_copy import check_limits
+from ray_kvfabric.transport.device_copy import await_turn
 from ray_kvfabric.transport.questions import ask, tell_plan, told
 
 CARRY_OUT = "carry_out"
@@ -60,8 +60,7 @@ class Delegate:
         """Raises what the peer's transfer raises."""
         link = self._link
         what = f"between endpoint {link.local.endpoint.cluster_id} and {link.peer}"
-        self._await_own_work(order, what)
-        check_limits(order, what)
+        await_turn(link.local.devices, order, what)
         if not link.is_alive:
             raise PeerLost(f"{link.peer} has died; nothing was moved")
         deadline = Deadline(order.deadline_ns)
@@ -82,8 +81,3 @@ class Delegate:
             "your_regions": told(remote.table),
             **tell_plan(plan),
         }
-
-    def _await_own_work(self, order: Order, what: str) -> None:
-        device = self._link.local.devices.device
-        if order.after is not None and device is not None and not device.await_mark(order.after, order.deadline_ns):
-            raise TransferTimeout(f"transfer {order.transfer_id} {what}: its source was not computed in time")

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from ray_kvfabric.errors import StillMoving, TransferCancelled, TransferTimeout
 from ray_kvfabric.memory.copy import COPY_DONE, COPY_STOPPED, COPY_TIMED_OUT, RegionTable
-from ray_kvfabric.memory.device import PATIENCE_NS, Device, Direction, Pieces, Queue, check_granule
+from ray_kvfabric.memory.device import PATIENCE_NS, Device, Devices, Direction, Pieces, Queue, check_granule
 from ray_kvfabric.memory.staging import NBYTES, SOURCE, TARGET, Staging, joined, packed, windows
 from ray_kvfabric.plan import Blocks, Plan
 from ray_kvfabric.transport.base import LocalEnd, Order
@@ -112,6 +112,14 @@ def check_limits(order: Order, what: str) -> None:
         raise TransferCancelled(f"transfer {order.transfer_id} {what} was cancelled")
     if status:
         raise TransferTimeout(f"transfer {order.transfer_id} {what} passed its time limit")
+
+
+def await_turn(devices: Devices, order: Order, what: str) -> None:
+    """Until the caller's own work on the cache is done. Raises TransferCancelled, TransferTimeout: nothing moved."""
+    device = devices.device
+    if order.after is not None and device is not None and not device.await_mark(order.after, order.deadline_ns):
+        raise TransferTimeout(f"transfer {order.transfer_id} {what}: what it moves was not computed in time")
+    check_limits(order, what)
 
 
 def settle(queue: Queue, order: Order) -> int:

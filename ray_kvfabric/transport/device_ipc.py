@@ -22,6 +22,7 @@ from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import FabricError, FeatureNotEnabled, LinkFailed
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.memory.device import Device, Share, Tensor
+from ray_kvfabric.memory.npu import NpuDevice
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
@@ -43,7 +44,6 @@ from ray_kvfabric.transport.host_link import HostLink, same_host_refusal
 from ray_kvfabric.transport.questions import ask
 
 TELL_S = 5.0
-NPU_GRANULE = 64
 _numbers = count(1)  # of mappings, never used twice in a process
 
 
@@ -221,9 +221,9 @@ def _granule_refusal(cache: CacheInfo) -> str | None:
     if cache.device is None or cache.device.kind != "npu":
         return None
     for region in cache.regions:
-        if (region.base | region.block_nbytes | region.block_stride) % NPU_GRANULE:
+        if (region.base | region.block_nbytes | region.block_stride) % NpuDevice.granule:
             return (
-                f"blocks of {region.block_nbytes} bytes at {region.base:#x} do not lie on multiples of {NPU_GRANULE} "
-                "bytes, as copies on an NPU want it"
+                f"blocks of {region.block_nbytes} bytes at {region.base:#x} do not lie on multiples of "
+                f"{NpuDevice.granule} bytes, as copies on an NPU want it"
             )
     return None

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_kvfabric.errors import ParamInvalid, PeerLost, StaleRoute
+from ray_kvfabric.errors import ParamInvalid, StaleRoute
 from ray_kvfabric.memory.device import Device, Share
 from ray_kvfabric.transport import _shared_page as shared_page
 from ray_kvfabric.transport.base import LocalCache, Serving
+from ray_kvfabric.transport.host_link import pidfd_of
 
 SHARE, UNMAPPED = "device_ipc_share", "device_ipc_unmapped"
 
@@ -57,10 +58,7 @@ class ShareDesk:
 
     def _watch(self, incarnation: int, pid: int) -> None:
         if incarnation not in self._processes:
-            try:
-                self._processes[incarnation] = os.pidfd_open(pid)
-            except ProcessLookupError:
-                raise PeerLost(f"process {pid} has died") from None
+            self._processes[incarnation] = pidfd_of(pid, f"process {pid}")
 
     def unmapped(self, arguments: dict[str, Any]) -> bool:
         with self._lock:

@@ -47,7 +47,7 @@ from ray_kvfabric.transport.base import (
     Transport,
 )
 from ray_kvfabric.transport.delegation import Tally
-from ray_kvfabric.transport.device_copy import check_limits, pieces_of
+from ray_kvfabric.transport.device_copy import await_turn, check_limits, pieces_of
 from ray_kvfabric.transport.hccl_communicator import Communicator
 from ray_kvfabric.transport.hccl_halves import Half, run_half
 from ray_kvfabric.transport.hccl_library import RECEIVE, SEND
@@ -122,8 +122,7 @@ class HcclLink(Link):
         if not self.is_alive:
             raise PeerLost(f"{self.peer} has died; nothing was moved")
         with self._turn(Deadline(order.deadline_ns), is_pull=is_pull):
-            self._await_own_work(order)
-            check_limits(order, f"between endpoint {self.local.endpoint.cluster_id} and {self.peer}")
+            await_turn(self.local.devices, order, f"between endpoint {self.local.endpoint.cluster_id} and {self.peer}")
             receipt = self._run(half, question, is_pull)
         self._tally.count(receipt.nbytes, is_pull=is_pull)
         return receipt
@@ -143,11 +142,6 @@ class HcclLink(Link):
         if here == "host":
             return self.local.endpoint.staging_nbytes
         return self.peer.staging_nbytes if there == "host" else 0
-
-    def _await_own_work(self, order: Order) -> None:
-        device = self.local.devices.open(f"transfer {order.transfer_id}")
-        if order.after is not None and not device.await_mark(order.after, order.deadline_ns):
-            raise TransferTimeout(f"transfer {order.transfer_id}: what it moves was not computed in time")
 
     def _run(self, half: Half, question: dict[str, object], is_pull: bool) -> Receipt:
         deadline, pair = Deadline(half.order.deadline_ns), self._pair(is_pull=is_pull)

@@ -22,14 +22,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import LinkFailed, PeerLost, TransferTimeout
+from ray_kvfabric.errors import LinkFailed, TransferTimeout
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import EndpointInfo
 from ray_kvfabric.transport import _shared_page as shared_page
 from ray_kvfabric.transport.base import Answerer, LocalEnd
 from ray_kvfabric.transport.hccl_communicator import Communicator
 from ray_kvfabric.transport.hccl_library import load_hccl
-from ray_kvfabric.transport.host_link import same_host_refusal
+from ray_kvfabric.transport.host_link import pidfd_of, same_host_refusal
 from ray_kvfabric.transport.questions import ask
 
 LEAD, JOIN, LEAVE = "hccl_lead", "hccl_join", "hccl_leave"
@@ -217,12 +217,7 @@ def _order(endpoint: EndpointInfo) -> tuple[object, ...]:
 
 def open_pidfd(local: EndpointInfo, peer: EndpointInfo) -> int:
     """-1 for a process of another host, which only its silence betrays. Raises PeerLost."""
-    if same_host_refusal(local, peer) is not None:
-        return -1
-    try:
-        return os.pidfd_open(peer.pid)
-    except ProcessLookupError:
-        raise PeerLost(f"{peer} has died") from None
+    return -1 if same_host_refusal(local, peer) is not None else pidfd_of(peer.pid, str(peer))
 
 
 @contextmanager

@@ -257,9 +257,12 @@ class HostLink(Link):
 
 def _open_pidfd(peer: EndpointInfo) -> int:
     """A descriptor that says when the peer ends; -1 for this very process."""
-    if peer.pid == os.getpid():
-        return -1
+    return -1 if peer.pid == os.getpid() else pidfd_of(peer.pid, str(peer))
+
+
+def pidfd_of(pid: int, who: str) -> int:
+    """A descriptor that says when the process ends. Raises PeerLost."""
     try:
-        return os.pidfd_open(peer.pid)
+        return os.pidfd_open(pid)
     except ProcessLookupError:
-        raise PeerLost(f"{peer} has died") from None
+        raise PeerLost(f"{who} has died") from None
