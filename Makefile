@@ -12,8 +12,8 @@ PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard native_ext/*.c native_ext/*.h native_ext/*.pyx)
-SELF_TEST := native_ext/self_test.c $(filter-out native_ext/self_test.c native_ext/page.c,$(wildcard native_ext/*.c))
+NATIVE := $(wildcard native_ext/*.c native_ext/*.h native_ext/*.pyx native_ext/*.pxd)
+SELF_TEST := native_ext/self_test.c $(filter-out native_ext/self_test.c native_ext/page.c native_ext/board.c,$(wildcard native_ext/*.c))
 C_FLAGS := -std=c11 -Wall -Wextra -Wno-unused-parameter -pthread -Inative_ext
 
 # torch_npu lies in a folder of its own: on the path of everything, torch would load it and miss CANN.

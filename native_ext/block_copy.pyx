@@ -1,120 +1,56 @@
 # cython: boundscheck=False, wraparound=False
 """The copy kernel's skin: check with the GIL held, copy without it, return. See README.md of this folder."""
 
-from cpython.long cimport PyLong_AsLongLongAndOverflow
-from cpython.object cimport PyObject
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 import numpy as np
 
+from copy_kernel cimport (
+    COPY_STEP_NBYTES,
+    COPY_THREADS_LIMIT,
+    STATUS_DONE,
+    STATUS_FAILED,
+    STATUS_FENCED,
+    STATUS_GAVE_WAY,
+    STATUS_STOPPED,
+    STATUS_TIMED_OUT,
+    copy_blocks_bare,
+    copy_fan,
+    copy_limits,
+    copy_loop,
+    copy_loop_at,
+    copy_loop_best,
+    copy_loop_count,
+    copy_loop_named,
+    copy_nothing_but_digests,
+    copy_plan,
+    copy_pool_set_threads,
+    copy_pool_threads,
+    copy_process_wishes,
+    copy_result,
+    copy_split_nbytes,
+    copy_stream_nbytes,
+    copy_turn,
+    copy_wishes,
+    crc32c_best_way,
+    fan_target,
+    fan_targets_meet,
+    fan_wishes,
+    piece,
+    plan_measure,
+    plan_overlaps,
+    plan_pieces,
+    plan_repeats_blocks,
+    plan_repeats_regions,
+    region,
+    run_copy,
+    run_copy_process,
+)
+from ray_kvfabric.memory cimport _copy_arguments as given
+
 from ray_kvfabric.errors import ParamInvalid
-
-
-cdef extern from "Python.h":
-    PyObject **PySequence_Fast_ITEMS(object list_or_tuple)
-
-
-cdef extern from "copy_plan.h" nogil:
-    struct region:
-        uint64_t base
-        int64_t num_blocks
-        int64_t block_nbytes
-        int64_t block_stride
-
-    struct block_list:
-        const int64_t *at
-        int64_t count
-        int64_t minimum
-        int64_t maximum
-
-    struct copy_plan:
-        const region *source
-        const region *target
-        int64_t region_count
-        block_list source_blocks
-        block_list target_blocks
-        int64_t nbytes
-
-    struct piece:
-        uint64_t source
-        uint64_t target
-        int64_t nbytes
-
-    block_list block_list_of(const int64_t *at, int64_t count)
-    int64_t plan_pieces(const copy_plan *plan, bint merged, piece *into)
-    bint plan_measure(copy_plan *plan)
-    bint plan_overlaps(const copy_plan *plan)
-
-
-cdef extern from "copy_loops.h" nogil:
-    struct copy_loop:
-        const char *name
-
-    int copy_loop_count()
-    const copy_loop *copy_loop_at(int index)
-    const copy_loop *copy_loop_named(const char *name)
-    const copy_loop *copy_loop_best()
-
-
-cdef extern from "copy_job.h" nogil:
-    enum: STATUS_DONE "COPY_DONE"
-    enum: STATUS_TIMED_OUT "COPY_TIMED_OUT"
-    enum: STATUS_STOPPED "COPY_STOPPED"
-    enum: STATUS_FAILED "COPY_FAILED"
-    enum: COPY_STEP_NBYTES
-
-    struct stop_word:
-        pass
-
-    struct copy_limits:
-        int64_t deadline_ns
-        stop_word *stop
-
-    struct copy_result:
-        int status
-        int64_t nbytes
-        uint32_t digest
-        int error
-
-    stop_word *stop_word_new()
-    void stop_word_set(stop_word *word)
-    bint stop_word_is_set(stop_word *word)
-
-
-cdef extern from "copy_blocks.h" nogil:
-    struct copy_wishes:
-        const copy_loop *loop
-        int threads
-        bint digest
-
-    const int64_t copy_stream_nbytes
-    const int64_t copy_split_nbytes
-    copy_result run_copy "copy_blocks"(const copy_plan *plan, copy_limits limits, copy_wishes wishes)
-    int64_t copy_blocks_bare(const copy_plan *plan)
-
-
-cdef extern from "copy_process.h" nogil:
-    struct copy_process_wishes "copy_process":
-        int pid
-        bint writes
-        int threads
-
-    copy_result run_copy_process "copy_process"(
-        const copy_plan *plan, copy_limits limits, copy_process_wishes other)
-
-
-cdef extern from "copy_pool.h" nogil:
-    enum: COPY_THREADS_LIMIT
-    int copy_pool_threads()
-    void copy_pool_set_threads(int threads)
-
-
-cdef extern from "crc32c.h" nogil:
-    struct crc32c_way:
-        const char *name
-
-    const crc32c_way *crc32c_best_way()
+from ray_kvfabric.memory._copy_arguments import BlockList, Fence, RegionTable, StopWord, WayWord
 
 
 cdef extern from "unistd.h" nogil:
@@ -125,133 +61,18 @@ COPY_DONE = STATUS_DONE
 COPY_TIMED_OUT = STATUS_TIMED_OUT
 COPY_STOPPED = STATUS_STOPPED
 COPY_FAILED = STATUS_FAILED
+COPY_FENCED = STATUS_FENCED
+COPY_GAVE_WAY = STATUS_GAVE_WAY
 
 
-# ---- what is copied ----
-
-cdef int64_t field_of(object region_like, Py_ssize_t index, int position, str field, int64_t least) except -1:
-    cdef object value = region_like[position]
-    cdef int overflow = 0
-    if not isinstance(value, int):
-        raise TypeError(f"regions[{index}].{field} must be an int, got {type(value).__name__}")
-    cdef int64_t number = PyLong_AsLongLongAndOverflow(value, &overflow)
-    if overflow or number < least:
-        raise ValueError(f"regions[{index}].{field} must be in [{least}, 2**63), got {value}")
-    return number
-
-
-cdef int fill_region(region *at, object region_like, Py_ssize_t index) except -1:
-    if not isinstance(region_like, (tuple, list)) or len(region_like) != 4:
-        raise TypeError(
-            f"regions[{index}] must be (base, num_blocks, block_nbytes, block_stride), got {region_like!r}")
-    at.base = <uint64_t> field_of(region_like, index, 0, "base", 1)
-    at.num_blocks = field_of(region_like, index, 1, "num_blocks", 1)
-    at.block_nbytes = field_of(region_like, index, 2, "block_nbytes", 1)
-    at.block_stride = field_of(region_like, index, 3, "block_stride", 1)
-    if at.block_stride < at.block_nbytes:
-        raise ValueError(
-            f"regions[{index}].block_stride is {at.block_stride}, less than block_nbytes {at.block_nbytes}")
-    cdef object end = int(at.base) + (int(at.num_blocks) - 1) * int(at.block_stride) + int(at.block_nbytes)
-    if end >= 1 << 63:
-        raise ValueError(
-            f"regions[{index}].base is {at.base}: the region would end at {end}, not below 2**63")
-    return 0
-
-
-cdef class RegionTable:
-    """Regions as a C array, immutable; keeps `owner`, whose memory they describe, alive."""
-
-    cdef region *at
-    cdef Py_ssize_t count
-    cdef readonly object owner
-
-    def __cinit__(self, regions, owner=None):
-        cdef Py_ssize_t index
-        regions = list(regions)
-        self.owner = owner
-        self.at = <region *> calloc(max(1, len(regions)), sizeof(region))
-        if self.at == NULL:
-            raise MemoryError
-        for index in range(len(regions)):
-            fill_region(&self.at[index], regions[index], index)
-        self.count = len(regions)
-
-    def __dealloc__(self):
-        free(self.at)
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, Py_ssize_t index):
-        cdef Py_ssize_t place = index + self.count if index < 0 else index
-        if not 0 <= place < self.count:
-            raise IndexError(f"region {index} of {self.count}")
-        cdef region *one = &self.at[place]
-        return one.base, one.num_blocks, one.block_nbytes, one.block_stride
-
-    def __repr__(self):
-        return f"<RegionTable: {self.count} regions>"
-
-
-cdef int64_t block_of(object value, str name, Py_ssize_t position) except -1:
-    cdef int overflow = 0
-    if not isinstance(value, int):
-        raise TypeError(f"{name}[{position}] must be an int, got {type(value).__name__}")
-    cdef int64_t block = PyLong_AsLongLongAndOverflow(value, &overflow)
-    if overflow > 0 and value < 2**64:
-        return INT64_MAX  # of no cache: whoever compares it with a limit refuses it
-    if overflow or block < 0:
-        raise TypeError(f"{name}[{position}] must be in [0, 2**64), got {value}")
-    return block
-
-
-cdef class BlockList:
-    """Block indices as a C array, checked once. `name` is what errors call it."""
-
-    cdef int64_t *at
-    cdef block_list list
-    cdef readonly str name
-
-    def __cinit__(self, blocks, str name not None):
-        if not isinstance(blocks, (list, tuple)):
-            raise TypeError(f"{name} must be a list or tuple of int, got {type(blocks).__name__}")
-        cdef Py_ssize_t position, count = len(blocks)
-        self.name = name
-        self.at = <int64_t *> malloc(max(1, count) * sizeof(int64_t))
-        if self.at == NULL:
-            raise MemoryError
-        cdef PyObject **items = PySequence_Fast_ITEMS(blocks)
-        for position in range(count):
-            self.at[position] = block_of(<object> items[position], name, position)
-        self.list = block_list_of(self.at, count)
-
-    def __dealloc__(self):
-        free(self.at)
-
-    def __len__(self):
-        return self.list.count
-
-    def __iter__(self):
-        cdef Py_ssize_t i
-        for i in range(self.list.count):
-            yield self.at[i]
-
-    @property
-    def maximum(self):
-        return self.list.maximum
-
-    def __repr__(self):
-        return f"<BlockList {self.name}: {self.list.count} blocks, maximum {self.list.maximum}>"
-
-
-cdef int check_lengths(BlockList source, BlockList target) except -1:
+cdef int check_lengths(given.BlockList source, given.BlockList target) except -1:
     if source.list.count != target.list.count:
         raise ParamInvalid(
             f"{source.name} has {source.list.count} entries, {target.name} has {target.list.count}")
     return 0
 
 
-def runs(BlockList source not None, BlockList target not None):
+def runs(given.BlockList source not None, given.BlockList target not None):
     """(source_start, target_start, count) of neighbours where both rise by one, in list order."""
     check_lengths(source, target)
     cdef list found = []
@@ -266,7 +87,7 @@ def runs(BlockList source not None, BlockList target not None):
 
 # ---- checks ----
 
-cdef int check_range(str side, RegionTable table, int64_t first, int64_t count) except -1:
+cdef int check_range(str side, given.RegionTable table, int64_t first, int64_t count) except -1:
     if first < 0 or count < 0 or first > table.count - count:
         raise ParamInvalid(
             f"{side}_first {first} and count {count} do not fit the {side} table of {table.count} regions")
@@ -274,8 +95,8 @@ cdef int check_range(str side, RegionTable table, int64_t first, int64_t count) 
 
 
 cdef int check_pair(
-        RegionTable source, RegionTable target, int64_t i, int64_t j, BlockList source_blocks,
-        BlockList target_blocks) except -1:
+        given.RegionTable source, given.RegionTable target, int64_t i, int64_t j, given.BlockList source_blocks,
+        given.BlockList target_blocks) except -1:
     cdef const region *a = &source.at[i]
     cdef const region *b = &target.at[j]
     if a.block_nbytes != b.block_nbytes:
@@ -294,8 +115,8 @@ cdef int check_pair(
 
 
 cdef int make_plan(
-        copy_plan *plan, RegionTable source, RegionTable target, int64_t source_first, int64_t target_first,
-        int64_t count, BlockList source_blocks, BlockList target_blocks) except -1:
+        copy_plan *plan, given.RegionTable source, given.RegionTable target, int64_t source_first, int64_t target_first,
+        int64_t count, given.BlockList source_blocks, given.BlockList target_blocks) except -1:
     cdef int64_t i
     check_lengths(source_blocks, target_blocks)
     check_range("source", source, source_first, count)
@@ -318,13 +139,50 @@ cdef int check_threads(int threads, int least) except -1:
     return 0
 
 
-cdef copy_limits limits_of(int64_t deadline_ns, StopWord stop) except *:
-    cdef copy_limits limits
+cdef int set_limits(
+        copy_limits *limits, int64_t deadline_ns, given.StopWord stop, given.Fence fence) except -1:
     if deadline_ns < 0:
         raise ValueError(f"deadline_ns must not be negative, got {deadline_ns}")
     limits.deadline_ns = deadline_ns
     limits.stop = NULL if stop is None else stop.word
-    return limits
+    limits.fence.word = NULL if fence is None else fence.one.word
+    limits.fence.value = 0 if fence is None else fence.one.value
+    return 0
+
+
+cdef int set_turn(copy_turn *turn, given.WayWord give_way, int64_t begin, const copy_plan *plan) except -1:
+    if not 0 <= begin <= plan.nbytes:
+        raise ValueError(f"begin must be in [0, {plan.nbytes}], as the copy has {plan.nbytes} bytes; got {begin}")
+    turn.give_way = NULL if give_way is None else give_way.word
+    turn.begin = begin
+    return 0
+
+
+cdef int check_digest(bint digest, object give_way, int64_t begin, object digests) except -1:
+    if digest and (give_way is not None or begin > 0):
+        raise ValueError("digest is of a whole copy: it goes with neither give_way nor begin")
+    if digest and digests is not None:
+        raise ValueError("digest and digests exclude each other")
+    return 0
+
+
+cdef object checked_digests(object digests, int64_t least, str name):
+    array = digests if isinstance(digests, np.ndarray) else np.asarray(memoryview(digests))
+    flags = array.flags
+    if array.dtype != np.uint32 or not (flags.c_contiguous and flags.aligned and flags.writeable):
+        raise ValueError(f"{name} must be a writable C-contiguous buffer of uint32, got {array.dtype}, "
+                         f"{'writable' if flags.writeable else 'read-only'}, strides {array.strides}")
+    if array.size < least:
+        raise ValueError(f"{name} has {array.size} entries, the blocks are {least}")
+    return array
+
+
+cdef uint32_t *digests_at(object digests, const copy_plan *plan, str name) except? NULL:
+    """The caller keeps `digests`, and with it the memory."""
+    if digests is None:
+        return NULL
+    array = checked_digests(digests, plan.region_count * plan.source_blocks.count, name)
+    return <uint32_t *> <uint64_t> array.ctypes.data
 
 
 cdef const copy_loop *loop_named(str name) except? NULL:
@@ -338,51 +196,32 @@ cdef const copy_loop *loop_named(str name) except? NULL:
 
 # ---- the verbs ----
 
-cdef class StopWord:
-    """Ends copies early: set() it from any thread, and each copy that has it ends within 4 MiB a thread."""
-
-    cdef stop_word *word
-
-    def __cinit__(self):
-        self.word = stop_word_new()
-        if self.word == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self.word)
-
-    def set(self):
-        stop_word_set(self.word)
-
-    @property
-    def is_set(self):
-        return bool(stop_word_is_set(self.word))
-
-    def __repr__(self):
-        return f"<StopWord: {'set' if self.is_set else 'not set'}>"
-
-
 def copy_blocks(
-        RegionTable source not None, RegionTable target not None, int64_t source_first, int64_t target_first,
-        int64_t count, BlockList source_blocks not None, BlockList target_blocks not None, *,
-        int64_t deadline_ns=0, StopWord stop=None, bint digest=False, str loop not None="auto",
-        int threads=0):
+        given.RegionTable source not None, given.RegionTable target not None, int64_t source_first,
+        int64_t target_first, int64_t count, given.BlockList source_blocks not None,
+        given.BlockList target_blocks not None, *, int64_t deadline_ns=0, given.StopWord stop=None,
+        bint digest=False, str loop not None="auto", int threads=0, given.Fence fence=None,
+        given.WayWord give_way=None, int64_t begin=0, object digests=None):
     """(status, bytes copied, CRC-32C of them or 0): as if pair by pair, each as memmove would."""
     cdef copy_plan plan
+    cdef copy_limits limits
     cdef copy_wishes wishes
     cdef copy_result result
     make_plan(&plan, source, target, source_first, target_first, count, source_blocks, target_blocks)
-    cdef copy_limits limits = limits_of(deadline_ns, stop)
+    set_limits(&limits, deadline_ns, stop, fence)
     check_threads(threads, 0)
     wishes.loop = loop_named(loop)
     wishes.threads = threads
+    set_turn(&wishes.turn, give_way, begin, &plan)
+    check_digest(digest, give_way, begin, digests)
     wishes.digest = digest
+    wishes.digests = NULL if digests is None else digests_at(digests, &plan, "digests")
     with nogil:
-        result = run_copy(&plan, limits, wishes)
+        result = run_copy(&plan, &limits, &wishes)
     return result.status, result.nbytes, result.digest
 
 
-cdef tuple move_process(const copy_plan *plan, copy_limits limits, copy_process_wishes other):
+cdef tuple move_process(const copy_plan *plan, const copy_limits *limits, const copy_process_wishes *other):
     cdef copy_result result
     if other.pid < 1:
         raise ValueError(f"pid must be at least 1, got {other.pid}")
@@ -395,30 +234,121 @@ cdef tuple move_process(const copy_plan *plan, copy_limits limits, copy_process_
 
 
 def write_process(
-        int pid, RegionTable source not None, RegionTable target not None, int64_t source_first,
-        int64_t target_first, int64_t count, BlockList source_blocks not None,
-        BlockList target_blocks not None, *, int64_t deadline_ns=0, StopWord stop=None, int threads=0):
+        int pid, given.RegionTable source not None, given.RegionTable target not None, int64_t source_first,
+        int64_t target_first, int64_t count, given.BlockList source_blocks not None,
+        given.BlockList target_blocks not None, *, int64_t deadline_ns=0, given.StopWord stop=None, int threads=0,
+        given.Fence fence=None, given.WayWord give_way=None, int64_t begin=0):
     """(status, bytes copied, errno): as copy_blocks, the target addresses being process `pid`'s."""
     cdef copy_plan plan
-    cdef copy_process_wishes other = copy_process_wishes(pid, True, threads)
+    cdef copy_limits limits
+    cdef copy_process_wishes other
     make_plan(&plan, source, target, source_first, target_first, count, source_blocks, target_blocks)
-    return move_process(&plan, limits_of(deadline_ns, stop), other)
+    set_limits(&limits, deadline_ns, stop, fence)
+    other.pid, other.writes, other.threads = pid, True, threads
+    set_turn(&other.turn, give_way, begin, &plan)
+    return move_process(&plan, &limits, &other)
 
 
 def read_process(
-        int pid, RegionTable source not None, RegionTable target not None, int64_t source_first,
-        int64_t target_first, int64_t count, BlockList source_blocks not None,
-        BlockList target_blocks not None, *, int64_t deadline_ns=0, StopWord stop=None, int threads=0):
+        int pid, given.RegionTable source not None, given.RegionTable target not None, int64_t source_first,
+        int64_t target_first, int64_t count, given.BlockList source_blocks not None,
+        given.BlockList target_blocks not None, *, int64_t deadline_ns=0, given.StopWord stop=None, int threads=0,
+        given.Fence fence=None, given.WayWord give_way=None, int64_t begin=0):
     """(status, bytes copied, errno): as copy_blocks, the source addresses being process `pid`'s."""
     cdef copy_plan plan
-    cdef copy_process_wishes other = copy_process_wishes(pid, False, threads)
+    cdef copy_limits limits
+    cdef copy_process_wishes other
     make_plan(&plan, source, target, source_first, target_first, count, source_blocks, target_blocks)
-    return move_process(&plan, limits_of(deadline_ns, stop), other)
+    set_limits(&limits, deadline_ns, stop, fence)
+    other.pid, other.writes, other.threads = pid, False, threads
+    set_turn(&other.turn, give_way, begin, &plan)
+    return move_process(&plan, &limits, &other)
+
+
+def block_digests(
+        given.RegionTable table not None, int64_t first, int64_t count, given.BlockList blocks not None,
+        object into not None, *, int64_t deadline_ns=0, given.StopWord stop=None, int threads=0):
+    """Status; entry [i * len(blocks) + j] of `into` becomes the CRC-32C of block blocks[j] of region first + i."""
+    cdef copy_plan plan
+    cdef copy_limits limits
+    cdef copy_result result
+    make_plan(&plan, table, table, first, first, count, blocks, blocks)
+    set_limits(&limits, deadline_ns, stop, None)
+    check_threads(threads, 0)
+    cdef uint32_t *digests = digests_at(into, &plan, "into")
+    with nogil:
+        result = copy_nothing_but_digests(&plan, &limits, threads, digests)
+    return result.status
+
+
+# ---- one source, several targets ----
+
+cdef int make_target(
+        fan_target *at, given.RegionTable source, int64_t source_first, int64_t count, given.BlockList source_blocks,
+        object target, Py_ssize_t index) except -1:
+    if not isinstance(target, (tuple, list)) or len(target) != 4:
+        raise TypeError(
+            f"targets[{index}] must be (RegionTable, target_first, BlockList, Fence or None), got {target!r}")
+    cdef given.RegionTable table = target[0]
+    cdef given.BlockList blocks = target[2]
+    cdef given.Fence fence = target[3]
+    make_plan(&at.plan, source, table, source_first, target[1], count, source_blocks, blocks)
+    at.fence.word = NULL if fence is None else fence.one.word
+    at.fence.value = 0 if fence is None else fence.one.value
+    if plan_overlaps(&at.plan):
+        raise ParamInvalid(f"targets[{index}] shares bytes with the source")
+    if at.plan.nbytes and (plan_repeats_blocks(&at.plan) or plan_repeats_regions(&at.plan)):
+        raise ParamInvalid(
+            f"targets[{index}] writes a byte twice: {blocks.name} lists a block twice, or two regions meet")
+    return 0
+
+
+cdef int check_apart(const fan_target *at, Py_ssize_t count) except -1:
+    cdef Py_ssize_t i, j
+    for j in range(count):
+        for i in range(j):
+            if fan_targets_meet(&at[i], &at[j]):
+                raise ParamInvalid(f"targets[{j}] shares bytes with targets[{i}]")
+    return 0
+
+
+cdef tuple run_fan(fan_target *at, Py_ssize_t count, const copy_limits *limits, fan_wishes wishes):
+    cdef copy_result result
+    with nogil:
+        result = copy_fan(at, <int> count, limits, wishes)
+    statuses = [STATUS_FENCED if at[i].is_fenced else result.status for i in range(count)]
+    return result.status, result.nbytes, statuses
+
+
+def copy_blocks_to(
+        given.RegionTable source not None, int64_t source_first, int64_t count, given.BlockList source_blocks not None,
+        list targets not None, *, int64_t deadline_ns=0, given.StopWord stop=None, object digests=None, int threads=0):
+    """(status, bytes copied to each target, status of each): targets are (table, first, blocks, fence or None)."""
+    cdef copy_limits limits
+    cdef fan_wishes wishes
+    cdef Py_ssize_t i, found = len(targets)
+    if found == 0:
+        raise ValueError("targets must not be empty")
+    set_limits(&limits, deadline_ns, stop, None)
+    check_threads(threads, 0)
+    cdef fan_target *at = <fan_target *> calloc(found, sizeof(fan_target))
+    if at == NULL:
+        raise MemoryError
+    try:
+        for i in range(found):
+            make_target(&at[i], source, source_first, count, source_blocks, targets[i], i)
+        check_apart(at, found)
+        wishes.threads = threads
+        wishes.digests = digests_at(digests, &at[0].plan, "digests")
+        return run_fan(at, found, &limits, wishes)
+    finally:
+        free(at)
 
 
 def pieces(
-        RegionTable source not None, RegionTable target not None, int64_t source_first, int64_t target_first,
-        int64_t count, BlockList source_blocks not None, BlockList target_blocks not None, *, bint apart=False):
+        given.RegionTable source not None, given.RegionTable target not None, int64_t source_first,
+        int64_t target_first, int64_t count, given.BlockList source_blocks not None,
+        given.BlockList target_blocks not None, *, bint apart=False):
     """uint64 [n, 3]: source address, target address and bytes of each contiguous piece, in plan order.
 
     Where source and target share bytes, pairs of blocks are not joined; `apart` says that they do not.
@@ -440,8 +370,9 @@ def pieces(
 
 
 def time_bare_copy(
-        RegionTable source not None, RegionTable target not None, int64_t source_first, int64_t target_first,
-        int64_t count, BlockList source_blocks not None, BlockList target_blocks not None):
+        given.RegionTable source not None, given.RegionTable target not None, int64_t source_first,
+        int64_t target_first, int64_t count, given.BlockList source_blocks not None,
+        given.BlockList target_blocks not None):
     """Nanoseconds of one thread's plain memcpy, block by block: the yardstick of the benchmarks."""
     cdef copy_plan plan
     cdef int64_t nanoseconds

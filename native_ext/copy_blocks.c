@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "copy_digest.h"
+#include "copy_parts.h"
 #include "copy_pool.h"
 #include "crc32c.h"
 
@@ -17,78 +18,121 @@ const int64_t copy_stream_nbytes = 1 << 20;
 /* Waking a thread takes 5-70 us; one thread streams 1 MiB in 65-130 us. */
 const int64_t copy_split_nbytes = 1 << 20;
 
-static int64_t step_apart(struct copy_job *job, struct cursor *cursor, int64_t limit, uint32_t *crc)
-{
-    for (int64_t moved = 0; moved < limit;) {
-        struct piece piece = plan_next(job->plan, cursor, limit - moved);
-        char *target = (char *)piece.target;
-        const char *source = (const char *)piece.source;
-        if (job->digest)
-            *crc = copy_and_digest(job->loop, target, source, (size_t)piece.nbytes, *crc);
-        else
-            job->loop->copy(target, source, (size_t)piece.nbytes);
-        moved += piece.nbytes;
-    }
-    return limit;
-}
-
-static struct copy_job job_of(const struct copy_plan *plan, struct copy_limits limits,
-                              struct copy_wishes wishes)
-{
-    bool large = plan->nbytes >= copy_stream_nbytes;
-    const struct copy_loop *by_size = large ? copy_loop_best() : copy_loop_at(0);
-    return (struct copy_job){
-        .plan = plan,
-        .limits = limits,
-        .step = step_apart,
-        .loop = wishes.loop ? wishes.loop : by_size,
-        .digest = wishes.digest,
-    };
-}
-
-static int threads_for(int64_t nbytes, int wished)
+int copy_threads_for(int64_t nbytes, int wished)
 {
     if (wished)
         return wished;
     return nbytes < copy_split_nbytes ? 1 : copy_pool_threads();
 }
 
+const struct copy_loop *copy_loop_for(int64_t nbytes)
+{
+    return nbytes >= copy_stream_nbytes ? copy_loop_best() : copy_loop_at(0);
+}
+
+void copy_pieces(const struct copy_loop *loop, const struct copy_plan *plan, struct cursor *cursor,
+                 int64_t nbytes)
+{
+    for (int64_t moved = 0; moved < nbytes;) {
+        struct piece piece = plan_next(plan, cursor, nbytes - moved);
+        loop->copy((char *)piece.target, (const char *)piece.source, (size_t)piece.nbytes);
+        moved += piece.nbytes;
+    }
+}
+
+void copy_parts(const struct copy_loop *loop, const struct copy_plan *plan, struct cursor *cursor,
+                int64_t nbytes, _Atomic uint32_t *digests)
+{
+    for (int64_t moved = 0; moved < nbytes;) {
+        struct part part = part_next(plan, cursor, nbytes - moved);
+        struct piece piece = part.piece;
+        uint32_t crc = copy_and_digest(loop, (char *)piece.target, (const char *)piece.source,
+                                       (size_t)piece.nbytes, part_start(&part));
+        part_add(&part, crc, digests);
+        moved += piece.nbytes;
+    }
+}
+
+static void copy_with_digest(const struct copy_job *job, struct cursor *cursor, int64_t nbytes,
+                             uint32_t *crc)
+{
+    for (int64_t moved = 0; moved < nbytes;) {
+        struct piece piece = plan_next(job->plan, cursor, nbytes - moved);
+        *crc = copy_and_digest(job->loop, (char *)piece.target, (const char *)piece.source,
+                               (size_t)piece.nbytes, *crc);
+        moved += piece.nbytes;
+    }
+}
+
+static int64_t step_apart(struct copy_job *job, struct cursor *cursor, int64_t limit, uint32_t *crc)
+{
+    if (job->digests)
+        copy_parts(job->loop, job->plan, cursor, limit, job->digests);
+    else if (job->digest)
+        copy_with_digest(job, cursor, limit, crc);
+    else
+        copy_pieces(job->loop, job->plan, cursor, limit);
+    return limit;
+}
+
 /* ---- source and target share bytes ---- */
 
-/* memmove() of one pair in slices, from the end when the target lies above the source: the slice at byte `b`
-   of the walk is then the one that ends `b` bytes before the pair's end. */
+/* Walked from the end, the slice at byte `b` of the walk is the one that ends `b` bytes before the block's end. */
+static void turn_round(struct part *part)
+{
+    int64_t offset = part->offset;
+    part->piece.source += (uint64_t)(part->behind - offset);
+    part->piece.target += (uint64_t)(part->behind - offset);
+    part->offset = part->behind;
+    part->behind = offset;
+}
+
+/* Would copying from the front overwrite bytes of this block that are still to be read? */
+static bool is_smeared_forwards(const struct copy_plan *plan, const struct cursor *cursor,
+                                struct piece piece)
+{
+    uint64_t block_nbytes = (uint64_t)plan->source[cursor->region].block_nbytes;
+    return piece.target > piece.source && piece.target - piece.source < block_nbytes;
+}
+
+/* memmove() of one pair in slices, from the end where need be. */
 static int64_t step_overlapping(struct copy_job *job, struct cursor *cursor, int64_t limit, uint32_t *crc)
 {
     for (int64_t moved = 0; moved < limit;) {
-        int64_t walked = cursor->byte;
-        int64_t block = job->plan->source[cursor->region].block_nbytes;
-        int64_t left = block - walked;
-        struct piece piece = plan_next(job->plan, cursor, left < limit - moved ? left : limit - moved);
-        int64_t behind = left - piece.nbytes;
-        if (piece.target > piece.source) {
-            piece.source += (uint64_t)(behind - walked);
-            piece.target += (uint64_t)(behind - walked);
-            behind = walked;
-        }
+        const struct cursor at = *cursor;
+        struct part part = part_next(job->plan, cursor, limit - moved);
+        if (is_smeared_forwards(job->plan, &at, part.piece))
+            turn_round(&part);
+        const char *source = (const char *)part.piece.source;
+        size_t nbytes = (size_t)part.piece.nbytes;
+        if (job->digests)
+            part_add(&part, crc32c_extend(part_start(&part), source, nbytes), job->digests);
         if (job->digest) {
-            uint32_t slice = crc32c_extend(0, (const char *)piece.source, (size_t)piece.nbytes);
-            *crc =
-                (walked ? *crc : crc32c_shift(*crc, (uint64_t)block)) ^ crc32c_shift(slice, (uint64_t)behind);
+            uint64_t block_nbytes = (uint64_t)job->plan->source[at.region].block_nbytes;
+            uint32_t before = at.byte ? *crc : crc32c_shift(*crc, block_nbytes);
+            *crc = before ^ crc32c_shift(crc32c_extend(0, source, nbytes), (uint64_t)part.behind);
         }
-        memmove((char *)piece.target, (const char *)piece.source, (size_t)piece.nbytes);
-        moved += piece.nbytes;
+        memmove((char *)part.piece.target, source, nbytes);
+        moved += part.piece.nbytes;
     }
     return limit;
 }
 
-struct copy_result copy_blocks(const struct copy_plan *plan, struct copy_limits limits,
-                               struct copy_wishes wishes)
+struct copy_result copy_blocks(const struct copy_plan *plan, const struct copy_limits *limits,
+                               const struct copy_wishes *wishes)
 {
-    struct copy_job job = job_of(plan, limits, wishes);
     bool overlaps = plan_overlaps(plan);
-    if (overlaps)
-        job.step = step_overlapping;
-    copy_job_divide(&job, overlaps ? 1 : threads_for(plan->nbytes, wishes.threads));
+    struct copy_job job = {
+        .plan = plan,
+        .limits = limits,
+        .turn = wishes->turn,
+        .step = overlaps ? step_overlapping : step_apart,
+        .loop = wishes->loop ? wishes->loop : copy_loop_for(plan->nbytes),
+        .digest = wishes->digest,
+        .digests = (_Atomic uint32_t *)wishes->digests,
+    };
+    digests_begin(plan, wishes->turn.begin, wishes->digests);
+    copy_job_divide(&job, overlaps ? 1 : copy_threads_for(plan->nbytes, wishes->threads));
     return copy_job_run(&job);
 }
 

@@ -8,20 +8,31 @@
 
 #include "copy_loops.h"
 #include "copy_plan.h"
+#include "copy_words.h"
 
-enum copy_status { COPY_DONE = 0, COPY_TIMED_OUT = 1, COPY_STOPPED = 2, COPY_FAILED = 3 };
-
-/* The deadline and the stop word are looked at before each step of at most this many bytes. */
-enum { COPY_STEP_NBYTES = 4 << 20 };
-
-/* In a cache line of its own: the threads that copy poll it. Any thread may set it. */
-struct stop_word {
-    _Alignas(64) _Atomic uint32_t set;
+enum copy_status {
+    COPY_DONE = 0,
+    COPY_TIMED_OUT = 1,
+    COPY_STOPPED = 2,
+    COPY_FAILED = 3,
+    COPY_FENCED = 4,
+    COPY_GAVE_WAY = 5,
 };
+
+/* The limits are looked at before each step of at most this many bytes. As many at most move, of all threads
+   together, after a copy was asked to give way. */
+enum { COPY_STEP_NBYTES = 4 << 20 };
 
 struct copy_limits {
     int64_t deadline_ns;    /* CLOCK_MONOTONIC; 0: none */
     struct stop_word *stop; /* NULL: none */
+    struct fence fence;
+};
+
+/* A copy that may be broken off and gone on with. */
+struct copy_turn {
+    struct way_word *give_way; /* NULL: never */
+    int64_t begin;             /* plan bytes before it are done */
 };
 
 struct copy_result {
@@ -31,33 +42,22 @@ struct copy_result {
     int error;       /* errno when COPY_FAILED */
 };
 
-/* Not set; NULL without memory. Goes with free(). */
-struct stop_word *stop_word_new(void);
-
-static inline void stop_word_set(struct stop_word *word)
-{
-    atomic_store_explicit(&word->set, 1, memory_order_relaxed);
-}
-
-static inline bool stop_word_is_set(struct stop_word *word)
-{
-    return atomic_load_explicit(&word->set, memory_order_relaxed) != 0;
-}
-
 struct copy_job;
 
 /* Moves up to `limit` bytes at the cursor, which it leaves behind them; folds them into *crc when
-   job->digest. Returns how many, fewer only after setting job->error. */
+   job->digest. Returns how many, fewer only after setting job->error or ending the job. */
 typedef int64_t copy_step(struct copy_job *job, struct cursor *cursor, int64_t limit, uint32_t *crc);
 
 struct copy_job {
     const struct copy_plan *plan;
-    struct copy_limits limits;
+    const struct copy_limits *limits;
+    struct copy_turn turn;
     copy_step *step;
     const struct copy_loop *loop;
     int pid;     /* of the other process, if there is one */
     bool writes; /* into it */
     bool digest;
+    _Atomic uint32_t *digests; /* one of each pair of blocks, in plan order; NULL: none */
     int threads;
     int64_t unit_nbytes; /* 0: each region is a unit */
     int64_t unit_count;
@@ -67,11 +67,19 @@ struct copy_job {
     _Atomic int status;
     _Atomic int error;
     _Atomic uint32_t crc;
+    _Atomic bool gives_way;
 };
 
 /* Chooses units so that no two threads write the same byte; `threads` is what the caller would like. */
 void copy_job_divide(struct copy_job *job, int threads);
 
+/* Units of `most_nbytes` at most, for threads that cannot be in each other's way. */
+void copy_job_share(struct copy_job *job, int threads, int64_t most_nbytes);
+
+/* The first reason to end is the job's; other threads see it before their next step. */
+void copy_job_end(struct copy_job *job, int status);
+
+/* After COPY_GAVE_WAY exactly the first `nbytes` behind turn.begin are done. */
 struct copy_result copy_job_run(struct copy_job *job);
 
 #endif

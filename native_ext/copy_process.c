@@ -6,7 +6,6 @@
 #include <sys/uio.h>
 
 #include "copy_blocks.h"
-#include "copy_pool.h"
 
 enum { IOVECS = 1024 }; /* IOV_MAX of Linux */
 
@@ -90,17 +89,17 @@ static int64_t step_process(struct copy_job *job, struct cursor *cursor, int64_t
     return moved;
 }
 
-struct copy_result copy_process(const struct copy_plan *plan, struct copy_limits limits,
-                                struct copy_process other)
+struct copy_result copy_process(const struct copy_plan *plan, const struct copy_limits *limits,
+                                const struct copy_process *other)
 {
     struct copy_job job = {
         .plan = plan,
         .limits = limits,
+        .turn = other->turn,
         .step = step_process,
-        .pid = other.pid,
-        .writes = other.writes,
+        .pid = other->pid,
+        .writes = other->writes,
     };
-    int by_size = plan->nbytes < copy_split_nbytes ? 1 : copy_pool_threads();
-    copy_job_divide(&job, other.threads ? other.threads : by_size);
+    copy_job_divide(&job, copy_threads_for(plan->nbytes, other->threads));
     return copy_job_run(&job);
 }

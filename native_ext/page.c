@@ -5,7 +5,6 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -36,8 +35,16 @@ void kvf_page_init(kvf_page *page, uint64_t incarnation, uint64_t cluster_id, in
 
 /* ---- links ---------------------------------------------------------------------------------------- */
 
-static int process_is_gone(int64_t pid) {
-    return pid > 0 && kill((pid_t)pid, 0) == -1 && errno == ESRCH;
+/* A killed process counts as gone before its parent has reaped it, which kill(pid, 0) would not tell. */
+int kvf_is_gone(int64_t pid) {
+    if (pid <= 0)
+        return 0;
+    int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+    if (pidfd < 0)
+        return errno == ESRCH || errno == EINVAL; /* EINVAL: the number is a thread's by now */
+    int gone = kvf_has_ended(pidfd);
+    close(pidfd);
+    return gone;
 }
 
 static void clear_cells(kvf_link *link) {
@@ -51,7 +58,7 @@ int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid) {
     for (int index = 0; index < KVF_LINKS; index++) {
         kvf_link *link = &page->links[index];
         int64_t held = atomic_load(&link->pid);
-        if (held != 0 && !process_is_gone(held))
+        if (held != 0 && !kvf_is_gone(held))
             continue;
         if (atomic_compare_exchange_strong(&link->pid, &held, pid)) {
             clear_cells(link);
@@ -78,10 +85,51 @@ void kvf_release_link(kvf_page *page, int index, uint64_t owner) {
     atomic_store(&link->pid, 0); /* last: from here on it may be claimed */
 }
 
+int kvf_sweep_links(kvf_page *page) {
+    int freed = 0;
+    for (int index = 0; index < KVF_LINKS; index++) {
+        kvf_link *link = &page->links[index];
+        int64_t held = atomic_load(&link->pid);
+        if (held == 0 || !kvf_is_gone(held))
+            continue;
+        if (!atomic_compare_exchange_strong(&link->pid, &held, page->pid))
+            continue; /* somebody has claimed it meanwhile */
+        clear_cells(link);
+        atomic_store(&link->owner, 0);
+        atomic_store(&link->pid, 0);
+        freed++;
+    }
+    return freed;
+}
+
 /* ---- generation words ------------------------------------------------------------------------------ */
 
 int kvf_is_current(kvf_page *page, uint32_t slot, uint64_t generation) {
     return atomic_load(&page->slots[slot]) == generation;
+}
+
+/* A plain push stays out of an endpoint that drains: as with the generation, the cell is stored first. */
+int kvf_enter_to_push(kvf_page *page, int index, uint32_t slot, uint64_t generation) {
+    int cell = kvf_enter(page, index, slot, generation);
+    if (cell < 0 || atomic_load(&page->draining) == 0)
+        return cell;
+    kvf_leave(page, index, cell);
+    return KVF_DRAINING;
+}
+
+void kvf_set_draining(kvf_page *page) { atomic_store(&page->draining, 1); }
+
+/* Cells that are in use, those of dead writers left out. */
+int kvf_count_writers(kvf_page *page) {
+    int count = 0;
+    for (int index = 0; index < KVF_LINKS; index++) {
+        kvf_link *link = &page->links[index];
+        if (atomic_load(&link->owner) == 0 || kvf_is_idle(page, index) || kvf_is_gone(atomic_load(&link->pid)))
+            continue;
+        for (int cell = 0; cell < KVF_CELLS; cell++)
+            count += atomic_load(&link->cells[cell]) != 0;
+    }
+    return count;
 }
 
 int kvf_enter(kvf_page *page, int index, uint32_t slot, uint64_t generation) {
@@ -119,7 +167,7 @@ static int is_being_written(kvf_page *page, uint32_t slot) {
             continue;
         for (int cell = 0; cell < KVF_CELLS; cell++)
             if (atomic_load(&link->cells[cell]) == (uint64_t)slot + 1)
-                if (!process_is_gone(atomic_load(&link->pid)))
+                if (!kvf_is_gone(atomic_load(&link->pid)))
                     return 1;
     }
     return 0;

@@ -1,8 +1,10 @@
-/* The page that an endpoint shares with its writers: generation words, links, completion records, a bell.
+/* The page that an endpoint shares with its writers: generation words, links, completion records, a bell, and the
+ * boards of its grants (board.h).
  *
  *   owner (the endpoint)                       writers (other processes, or the endpoint itself)
- *   slot word = generation  while a cache is   enter: cell = slot + 1, then check the word
- *   live; 0 retires it, then drain waits       leave: cell = 0
+ *   slot word = generation  while a cache or   enter: cell = slot + 1, then check the word
+ *   a grant stands; 0 retires it, then drain   leave: cell = 0
+ *   waits
  *   reads rings, sleeps on the bell            post: record, then bell, then wake if somebody sleeps
  *
  * Invariant (hazard pointer): enter stores its cell before it reads the word, retire stores the word before
@@ -18,11 +20,12 @@
 #include <stdint.h>
 
 #define KVF_PAGE_MAGIC 0x6b76666162726963ULL /* "kvfabric" */
-#define KVF_PAGE_VERSION 1
-#define KVF_SLOTS 4096
+#define KVF_PAGE_VERSION 2
+#define KVF_SLOTS 16384
 #define KVF_LINKS 256
 #define KVF_CELLS 8
 #define KVF_RECORDS 256 /* a ring; the oldest is overwritten */
+#define KVF_BOARDS_NBYTES (64 << 20) /* sparse: what no grant uses takes no memory */
 
 typedef struct {
     _Atomic uint64_t sequence; /* 0 while being written; else 1, 2, ... */
@@ -35,10 +38,8 @@ typedef struct {
     uint64_t nbytes;
     int64_t started_ns; /* CLOCK_MONOTONIC */
     int64_t landed_ns;
-    uint64_t digest;
     uint32_t transport;
-    uint32_t has_digest;
-    unsigned char reserved[32];
+    unsigned char reserved[44];
 } kvf_record;
 
 _Static_assert(sizeof(kvf_record) == 128, "a record is two cache lines");
@@ -62,11 +63,15 @@ typedef struct {
     unsigned char pad[24];
     _Atomic uint32_t bell; /* futex word, rises with every record and every leave that drain waits for */
     _Atomic uint32_t sleepers;
-    unsigned char pad2[56];
+    _Atomic uint32_t draining; /* 1: no push enters any more but under a grant */
+    unsigned char pad2[52];
     _Atomic uint64_t slots[KVF_SLOTS];
     kvf_link links[KVF_LINKS];
     kvf_record records[KVF_LINKS][KVF_RECORDS];
+    unsigned char boards[KVF_BOARDS_NBYTES];
 } kvf_page;
+
+_Static_assert(offsetof(kvf_page, boards) % 64 == 0, "boards begin on a cache line");
 
 enum {
     KVF_OK = 0,
@@ -76,17 +81,23 @@ enum {
     KVF_NOT_YET = -4,
     KVF_OVERWRITTEN = -5,
     KVF_TIMED_OUT = -6,
+    KVF_DRAINING = -7,  /* the endpoint takes no more pushes */
 };
 
 void kvf_page_init(kvf_page *page, uint64_t incarnation, uint64_t cluster_id, int64_t pid);
 int64_t kvf_monotonic_ns(void);
 int kvf_has_ended(int pidfd);
+int kvf_is_gone(int64_t pid); /* whether no such process runs; 0 is nobody, who is not gone */
 
 int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid);
 int kvf_is_idle(kvf_page *page, int link); /* whether no transfer of the link is under way */
 void kvf_release_link(kvf_page *page, int link, uint64_t owner);
+int kvf_sweep_links(kvf_page *page); /* frees the links of writers that died; how many */
 
 int kvf_enter(kvf_page *page, int link, uint32_t slot, uint64_t generation);
+int kvf_enter_to_push(kvf_page *page, int link, uint32_t slot, uint64_t generation);
+void kvf_set_draining(kvf_page *page);
+int kvf_count_writers(kvf_page *page);
 int kvf_is_current(kvf_page *page, uint32_t slot, uint64_t generation);
 void kvf_leave(kvf_page *page, int link, int cell);
 void kvf_retire(kvf_page *page, uint32_t slot);

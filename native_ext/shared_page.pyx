@@ -27,15 +27,14 @@ cdef extern from "page.h" nogil:
         uint64_t nbytes
         int64_t started_ns
         int64_t landed_ns
-        uint64_t digest
         uint32_t transport
-        uint32_t has_digest
 
     enum: KVF_PAGE_MAGIC
     enum: KVF_PAGE_VERSION
     enum: KVF_SLOTS
     enum: KVF_LINKS
     enum: KVF_RECORDS
+    enum: KVF_BOARDS_NBYTES
     enum: KVF_OK
     enum: KVF_STALE
     enum: KVF_PEER_DEAD
@@ -43,13 +42,19 @@ cdef extern from "page.h" nogil:
     enum: KVF_NOT_YET
     enum: KVF_OVERWRITTEN
     enum: KVF_TIMED_OUT
+    enum: KVF_DRAINING
 
     void kvf_page_init(kvf_page *page, uint64_t incarnation, uint64_t cluster_id, int64_t pid)
     int64_t kvf_monotonic_ns()
     int kvf_has_ended(int pidfd)
+    int kvf_is_gone(int64_t pid)
     int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid)
     int kvf_is_idle(kvf_page *page, int link)
     void kvf_release_link(kvf_page *page, int link, uint64_t owner)
+    int kvf_sweep_links(kvf_page *page)
+    int kvf_count_writers(kvf_page *page)
+    int kvf_enter_to_push(kvf_page *page, int link, uint32_t slot, uint64_t generation)
+    void kvf_set_draining(kvf_page *page)
     int kvf_enter(kvf_page *page, int link, uint32_t slot, uint64_t generation)
     int kvf_is_current(kvf_page *page, uint32_t slot, uint64_t generation)
     void kvf_leave(kvf_page *page, int link, int cell)
@@ -61,6 +66,73 @@ cdef extern from "page.h" nogil:
     void kvf_ring(kvf_page *page)
     int kvf_sleep(kvf_page *page, uint32_t seen, int64_t deadline_ns)
 
+cdef extern from "board.h" nogil:
+    ctypedef struct kvf_writer:
+        uint64_t owner
+        int64_t pid
+        uint32_t state
+        uint32_t transport
+        uint64_t cluster_id
+        uint64_t nbytes
+        uint64_t transfers
+        int64_t seen_ns
+        int64_t code
+        char text[416]
+
+    ctypedef struct kvf_board:
+        unsigned char seal[16]
+        int64_t deadline_ns
+        uint64_t fence
+        uint32_t slot
+        uint32_t writers
+        uint32_t tensors
+        uint32_t blocks
+        uint32_t has_digests
+
+    ctypedef struct kvf_bearer:
+        uint64_t owner
+        int64_t pid
+        uint64_t cluster_id
+        uint32_t writer
+        uint32_t transport
+
+    ctypedef struct kvf_share:
+        uint32_t first_tensor
+        uint32_t tensors
+        uint32_t first_block
+        uint32_t blocks
+
+    ctypedef struct kvf_wish:
+        uint64_t at
+        uint64_t fence
+        kvf_share share
+        int wants_seals
+
+    enum: KVF_WAITED_FOR
+    enum: KVF_MOVING
+    enum: KVF_SEALED
+    enum: KVF_FAILED
+    enum: KVF_FORGED
+    enum: KVF_EXPIRED
+    enum: KVF_REPLAYED
+    enum: KVF_SPENT
+    enum: KVF_LACKING
+
+    uint64_t kvf_board_nbytes(uint32_t writers, uint32_t tensors, uint32_t blocks, int has_digests)
+    void kvf_board_init(kvf_page *page, uint64_t at, const kvf_board *head)
+    int kvf_board_bind(kvf_page *page, uint64_t at, const unsigned char *seal, const kvf_bearer *bearer)
+    void kvf_board_cover(
+        kvf_page *page, uint64_t at, uint32_t writer, const kvf_share *share, const uint32_t *digests,
+        uint64_t nbytes)
+    void kvf_board_seal(kvf_page *page, uint64_t at, uint32_t writer)
+    void kvf_board_fail(kvf_page *page, uint64_t at, uint32_t writer, int64_t code, const char *text)
+    int kvf_board_look(kvf_page *page, const kvf_wish *wish, uint32_t *writer)
+    int kvf_board_await(kvf_page *page, const kvf_wish *wish, int64_t deadline_ns, uint32_t *writer)
+    uint64_t kvf_board_covered(kvf_page *page, uint64_t at, const kvf_share *share)
+    kvf_writer *kvf_board_writer(kvf_page *page, uint64_t at, uint32_t writer)
+    uint32_t *kvf_board_digests(kvf_page *page, uint64_t at, uint32_t tensor)
+    void kvf_board_ring(kvf_page *page, uint64_t at)
+
 cdef extern from *:
     """
     static _Atomic uint64_t *kvf_slot_word(kvf_page *page, uint32_t slot) { return &page->slots[slot]; }
@@ -68,13 +140,27 @@ cdef extern from *:
     static void kvf_set_slot(kvf_page *page, uint32_t slot, uint64_t generation) {
         atomic_store(kvf_slot_word(page, slot), generation);
     }
-    static uint64_t kvf_get_slot(kvf_page *page, uint32_t slot) { return kvf_load(kvf_slot_word(page, slot)); }
     static uint64_t kvf_posted(kvf_page *page, int link) { return kvf_load(&page->links[link].posted); }
     static uint64_t kvf_owner(kvf_page *page, int link) { return kvf_load(&page->links[link].owner); }
     static int64_t kvf_owner_pid(kvf_page *page, int link) { return atomic_load(&page->links[link].pid); }
+    static kvf_writer kvf_writer_as_seen(kvf_page *page, uint64_t at, uint32_t writer) {
+        kvf_writer seen = {0}, *place = kvf_board_writer(page, at, writer);
+        seen.state = atomic_load(&place->state); /* first: what it shows was written before it */
+        seen.owner = atomic_load(&place->owner);
+        seen.pid = atomic_load(&place->pid);
+        seen.cluster_id = atomic_load(&place->cluster_id);
+        seen.nbytes = atomic_load(&place->nbytes);
+        seen.transfers = atomic_load(&place->transfers);
+        seen.seen_ns = atomic_load(&place->seen_ns);
+        seen.transport = place->transport;
+        seen.code = place->code;
+        memcpy(seen.text, place->text, KVF_TEXT);
+        return seen;
+    }
     """
+    kvf_writer kvf_writer_as_seen(kvf_page *page, uint64_t at, uint32_t writer) nogil
     void kvf_set_slot(kvf_page *page, uint32_t slot, uint64_t generation) nogil
-    uint64_t kvf_get_slot(kvf_page *page, uint32_t slot) nogil
+    void *kvf_slot_word(kvf_page *page, uint32_t slot) nogil
     uint64_t kvf_posted(kvf_page *page, int link) nogil
     uint64_t kvf_owner(kvf_page *page, int link) nogil
     int64_t kvf_owner_pid(kvf_page *page, int link) nogil
@@ -83,6 +169,19 @@ OK = KVF_OK
 STALE = KVF_STALE
 PEER_DEAD = KVF_PEER_DEAD
 BUSY = KVF_BUSY
+NOT_YET = KVF_NOT_YET
+TIMED_OUT = KVF_TIMED_OUT
+DRAINING = KVF_DRAINING
+FORGED = KVF_FORGED
+EXPIRED = KVF_EXPIRED
+REPLAYED = KVF_REPLAYED
+SPENT = KVF_SPENT
+LACKING = KVF_LACKING
+WAITED_FOR = KVF_WAITED_FOR
+MOVING = KVF_MOVING
+SEALED = KVF_SEALED
+FAILED = KVF_FAILED
+BOARDS_NBYTES = KVF_BOARDS_NBYTES
 SLOTS = KVF_SLOTS
 LINKS = KVF_LINKS
 RECORDS = KVF_RECORDS
@@ -94,8 +193,23 @@ def has_ended(int pidfd):
     return bool(kvf_has_ended(pidfd))
 
 
+def is_gone(int64_t pid):
+    """Whether no such process runs, also before its parent has reaped it."""
+    return bool(kvf_is_gone(pid))
+
+
+def board_nbytes(uint32_t writers, uint32_t tensors, uint32_t blocks, bint has_digests):
+    return kvf_board_nbytes(writers, tensors, blocks, has_digests)
+
+
+cdef kvf_wish wish_for(uint64_t at, uint64_t fence, tuple share, bint wants_seals) except *:
+    return kvf_wish(at, fence, kvf_share(share[0], share[1], share[2], share[3]), wants_seals)
+
+
 cdef class SharedPage:
     cdef kvf_page *page
+    cdef uint32_t next_slot  # where to look for a free one: a slot that was just freed is used again late
+    cdef set taken_slots  # of the owner: those that are published, and those retired ones that a writer may be inside
     cdef object memory  # keeps the mapping alive
     cdef uint64_t next_generation
     # what this writer moved through this page; the GIL keeps the sums whole
@@ -109,6 +223,7 @@ cdef class SharedPage:
         self.memory = memory
         self.page = <kvf_page *>&memory[0]
         self.next_generation = 1
+        self.taken_slots = set()
 
     # ---- the owner -------------------------------------------------------------------------------
 
@@ -117,14 +232,29 @@ cdef class SharedPage:
 
     def publish_slot(self):
         """(slot, generation) of a newly live cache, or None when all slots are taken."""
-        cdef uint32_t slot
-        for slot in range(<uint32_t>KVF_SLOTS):
-            if kvf_get_slot(self.page, slot) == 0:
-                generation = self.next_generation
+        reserved = self.reserve_slot()
+        if reserved is not None:
+            kvf_set_slot(self.page, reserved[0], reserved[1])
+        return reserved
+
+    def reserve_slot(self):
+        """As `publish_slot`, but nobody can enter until `open_slot`. One thread at a time makes slots."""
+        cdef uint32_t tried, slot
+        for tried in range(<uint32_t>KVF_SLOTS):
+            slot = (self.next_slot + tried) % <uint32_t>KVF_SLOTS
+            if slot not in self.taken_slots:
+                self.taken_slots.add(slot)
+                self.next_slot = slot + 1
                 self.next_generation += 1
-                kvf_set_slot(self.page, slot, generation)
-                return slot, generation
+                return slot, self.next_generation - 1
         return None
+
+    def open_slot(self, uint32_t slot, uint64_t generation):
+        kvf_set_slot(self.page, slot, generation)
+
+    def slot_address(self, uint32_t slot):
+        """Where the slot's word lies in this process."""
+        return <uint64_t>kvf_slot_word(self.page, slot)
 
     def renew_slot(self, uint32_t slot):
         """A new generation for a cache that stays: routes by the old one are stale from now on."""
@@ -134,7 +264,11 @@ cdef class SharedPage:
         return generation
 
     def retire_slot(self, uint32_t slot):
+        """Nobody enters any more; the slot is another's to have once it was drained and freed."""
         kvf_retire(self.page, slot)
+
+    def free_slot(self, uint32_t slot):
+        self.taken_slots.discard(slot)
 
     def drain_slot(self, uint32_t slot, int64_t deadline_ns):
         """Waits until no live writer is inside the retired slot; False when the deadline passed first."""
@@ -168,21 +302,50 @@ cdef class SharedPage:
     def release_link(self, int link, uint64_t owner):
         kvf_release_link(self.page, link, owner)
 
-    def begin(self, int link, uint32_t slot, uint64_t generation, int pidfd):
-        """A cell (0 or more) that holds the slot open, or PEER_DEAD, STALE (also for a released link, -1), BUSY."""
+    def begin(self, int link, uint32_t slot, uint64_t generation, int pidfd, bint is_push=False):
+        """A cell (0 or more) that holds the slot open, or PEER_DEAD, STALE (also for a released link, -1), BUSY.
+
+        `is_push`: also DRAINING, where the endpoint takes no more pushes.
+        """
         if link < 0:
             return KVF_STALE
         if kvf_has_ended(pidfd):
             return KVF_PEER_DEAD
+        if is_push:
+            return kvf_enter_to_push(self.page, link, slot, generation)
         return kvf_enter(self.page, link, slot, generation)
+
+    def begin_granted(self, int link, uint64_t at, uint32_t slot, uint64_t generation, int pidfd, bytes seal,
+                      uint32_t writer, uint64_t cluster_id, uint32_t transport):
+        """As `begin`, of the slot of the grant whose board lies at `at`; also FORGED, EXPIRED, REPLAYED, SPENT."""
+        cdef kvf_bearer bearer
+        cdef int cell, status
+        if slot >= <uint32_t>KVF_SLOTS or len(seal) != 16:
+            return KVF_FORGED
+        cell = self.begin(link, slot, generation, pidfd)
+        if cell < 0:
+            return cell
+        bearer.owner = kvf_owner(self.page, link)
+        bearer.pid = kvf_owner_pid(self.page, link)
+        bearer.cluster_id = cluster_id
+        bearer.writer = writer
+        bearer.transport = transport
+        status = kvf_board_bind(self.page, at, <const unsigned char *>(<const char *>seal), &bearer)
+        if status != KVF_OK:
+            kvf_leave(self.page, link, cell)
+            return status
+        return cell
 
     def leave(self, int link, int cell):
         kvf_leave(self.page, link, cell)
 
     def finish(self, int link, int cell, uint32_t slot, uint64_t generation, int pidfd, bytes transfer_id,
                uint64_t source_cluster_id, int64_t cache_id, uint32_t first_layer, uint32_t num_layers,
-               uint64_t num_blocks, uint64_t nbytes, int64_t started_ns, object digest, uint32_t transport):
-        """Posts the record and leaves the cell. Returns landed_ns, or PEER_DEAD or STALE (nothing posted)."""
+               uint64_t num_blocks, uint64_t nbytes, int64_t started_ns, uint32_t transport, tuple granted=None):
+        """Posts the record and leaves the cell. Returns landed_ns, or PEER_DEAD or STALE (nothing posted).
+
+        `granted`, under a grant, is (board, writer, share, digests, whether it seals), as `cover` takes them.
+        """
         cdef kvf_record record
         cdef int status = KVF_OK
         if kvf_has_ended(pidfd):
@@ -201,9 +364,8 @@ cdef class SharedPage:
             record.started_ns = started_ns
             record.landed_ns = kvf_monotonic_ns()
             record.transport = transport
-            if digest is not None:
-                record.has_digest = 1
-                record.digest = digest
+        if granted is not None and status == KVF_OK:  # inside the cell: the board may be another's after it
+            self.cover(granted[0], granted[1], granted[2], granted[3], nbytes, granted[4])
         kvf_leave(self.page, link, cell)
         if status != KVF_OK:
             return status
@@ -212,9 +374,107 @@ cdef class SharedPage:
         self.num_landed += 1
         return record.landed_ns
 
+    def cover(self, uint64_t at, uint32_t writer, tuple share, const uint32_t[::1] digests, uint64_t nbytes,
+              bint seals):
+        """What a writer has written, `share` being (first tensor, tensors, first block, blocks) of the grant.
+
+        Inside a cell of the grant, or of a local user's. Wakes the receiver.
+        """
+        cdef kvf_share covered = kvf_share(share[0], share[1], share[2], share[3])
+        cdef const uint32_t *told = NULL
+        if digests is not None and digests.shape[0] < share[1] * share[3]:
+            raise ValueError(f"{digests.shape[0]} digests for {share[1]} tensors of {share[3]} blocks")
+        if digests is not None:
+            told = &digests[0]
+        kvf_board_cover(self.page, at, writer, &covered, told, nbytes)
+        if seals:
+            kvf_board_seal(self.page, at, writer)
+        kvf_board_ring(self.page, at)
+
+    def bind(self, uint64_t at, bytes seal, uint32_t writer, uint64_t owner, int64_t pid, uint64_t cluster_id,
+             uint32_t transport):
+        """The owner itself lets a writer in whose bytes it takes. OK, FORGED, EXPIRED, REPLAYED or SPENT."""
+        cdef kvf_bearer bearer = kvf_bearer(owner, pid, cluster_id, writer, transport)
+        if len(seal) != 16:
+            return KVF_FORGED
+        return kvf_board_bind(self.page, at, <const unsigned char *>(<const char *>seal), &bearer)
+
+    def seal_writer(self, uint64_t at, uint32_t writer):
+        kvf_board_seal(self.page, at, writer)
+        kvf_board_ring(self.page, at)
+
+    def fail_writer(self, uint64_t at, uint32_t writer, int64_t code, bytes text):
+        kvf_board_fail(self.page, at, writer, code, text)
+
     def count_pull(self, uint64_t nbytes):
         self.nbytes_pulled += nbytes
         self.num_landed += 1
+
+    # ---- boards, by their owner ------------------------------------------------------------------
+
+    def init_board(self, uint64_t at, bytes seal, int64_t deadline_ns, uint32_t slot, uint64_t fence,
+                   uint32_t writers, uint32_t tensors, uint32_t blocks, bint has_digests):
+        cdef kvf_board head
+        if at + kvf_board_nbytes(writers, tensors, blocks, has_digests) > <uint64_t>KVF_BOARDS_NBYTES:
+            raise ValueError(f"a board at {at} ends outside the {KVF_BOARDS_NBYTES} bytes of boards")
+        memset(&head, 0, sizeof(head))
+        memcpy(head.seal, <const char *>seal, 16)
+        head.deadline_ns = deadline_ns
+        head.slot = slot
+        head.fence = fence
+        head.writers = writers
+        head.tensors = tensors
+        head.blocks = blocks
+        head.has_digests = has_digests
+        kvf_board_init(self.page, at, &head)
+
+    def look(self, uint64_t at, uint64_t fence, tuple share, bint wants_seals):
+        """(status, writer): OK, LACKING, NOT_YET, STALE, or SPENT of a writer that failed."""
+        cdef kvf_wish wish = wish_for(at, fence, share, wants_seals)
+        cdef uint32_t writer = 0
+        status = kvf_board_look(self.page, &wish, &writer)
+        return status, writer
+
+    def await_board(self, uint64_t at, uint64_t fence, tuple share, bint wants_seals, int64_t deadline_ns):
+        """As `look`, sleeping while it is NOT_YET; also TIMED_OUT, and PEER_DEAD of a writer that died."""
+        cdef kvf_wish wish = wish_for(at, fence, share, wants_seals)
+        cdef uint32_t writer = 0
+        cdef int status
+        with nogil:
+            status = kvf_board_await(self.page, &wish, deadline_ns, &writer)
+        return status, writer
+
+    def ring_board(self, uint64_t at):
+        kvf_board_ring(self.page, at)
+
+    def covered(self, uint64_t at, tuple share):
+        """How many pairs of tensor and block of `share` were written."""
+        cdef kvf_share wanted = kvf_share(share[0], share[1], share[2], share[3])
+        return kvf_board_covered(self.page, at, &wanted)
+
+    def writer(self, uint64_t at, uint32_t writer):
+        """(state, incarnation, pid, cluster_id, bytes, transfers, seen_ns, transport, code, text)."""
+        cdef kvf_writer seen = kvf_writer_as_seen(self.page, at, writer)
+        text = (<const char *>seen.text).decode(errors="replace")
+        return (
+            seen.state, seen.owner, seen.pid, seen.cluster_id, seen.nbytes, seen.transfers, seen.seen_ns,
+            seen.transport, seen.code, text,
+        )
+
+    def digests(self, uint64_t at, uint32_t tensor, uint32_t blocks):
+        """The digests that writers left of one tensor: 4 bytes a block."""
+        return (<const char *>kvf_board_digests(self.page, at, tensor))[:blocks * 4]
+
+    def sweep_links(self):
+        """Frees the links of writers that died. How many."""
+        return kvf_sweep_links(self.page)
+
+    def set_draining(self):
+        kvf_set_draining(self.page)
+
+    def count_writers(self):
+        """Transfers of live writers that are inside this page's caches and grants."""
+        return kvf_count_writers(self.page)
 
     # ---- readers ---------------------------------------------------------------------------------
 
@@ -238,7 +498,7 @@ cdef class SharedPage:
         return (
             (<const char *>record.transfer_id)[:16], record.source_cluster_id, record.cache_id, record.first_layer,
             record.num_layers, record.num_blocks, record.nbytes, record.started_ns, record.landed_ns,
-            record.digest if record.has_digest else None, record.transport,
+            record.transport,
         )
 
     @property

@@ -6,10 +6,14 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_kvfabric.memory.copy import Digests
+
 COPY_DONE: int
 COPY_TIMED_OUT: int
 COPY_STOPPED: int
 COPY_FAILED: int
+COPY_FENCED: int
+COPY_GAVE_WAY: int
 
 @final
 class RegionTable:
@@ -36,6 +40,26 @@ class StopWord:
     @property
     def is_set(self) -> bool: ...
 
+@final
+class WayWord:
+    def __init__(self) -> None: ...
+    def raise_(self) -> None: ...
+    def lower(self) -> None: ...
+    @property
+    def is_raised(self) -> bool: ...
+
+@final
+class Fence:
+    @property
+    def address(self) -> int: ...
+    @property
+    def value(self) -> int: ...
+    @property
+    def owner(self) -> object: ...
+    @property
+    def holds(self) -> bool: ...
+    def __init__(self, address: int, value: int, owner: object = None) -> None: ...
+
 def runs(source: BlockList, target: BlockList) -> list[tuple[int, int, int]]: ...
 def copy_blocks(
     source: RegionTable,
@@ -51,6 +75,10 @@ def copy_blocks(
     digest: bool = False,
     loop: str = "auto",
     threads: int = 0,
+    fence: Fence | None = None,
+    give_way: WayWord | None = None,
+    begin: int = 0,
+    digests: Digests | None = None,
 ) -> tuple[int, int, int]: ...
 def write_process(
     pid: int,
@@ -65,6 +93,9 @@ def write_process(
     deadline_ns: int = 0,
     stop: StopWord | None = None,
     threads: int = 0,
+    fence: Fence | None = None,
+    give_way: WayWord | None = None,
+    begin: int = 0,
 ) -> tuple[int, int, int]: ...
 def read_process(
     pid: int,
@@ -79,7 +110,33 @@ def read_process(
     deadline_ns: int = 0,
     stop: StopWord | None = None,
     threads: int = 0,
+    fence: Fence | None = None,
+    give_way: WayWord | None = None,
+    begin: int = 0,
 ) -> tuple[int, int, int]: ...
+def block_digests(
+    table: RegionTable,
+    first: int,
+    count: int,
+    blocks: BlockList,
+    into: Digests,
+    *,
+    deadline_ns: int = 0,
+    stop: StopWord | None = None,
+    threads: int = 0,
+) -> int: ...
+def copy_blocks_to(
+    source: RegionTable,
+    source_first: int,
+    count: int,
+    source_blocks: BlockList,
+    targets: list[tuple[RegionTable, int, BlockList, Fence | None]],
+    *,
+    deadline_ns: int = 0,
+    stop: StopWord | None = None,
+    digests: Digests | None = None,
+    threads: int = 0,
+) -> tuple[int, int, list[int]]: ...
 def pieces(
     source: RegionTable,
     target: RegionTable,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol, cast
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ray_kvfabric.errors import ConfigError
 
 # What became of a copy, the same in every kernel.
-COPY_DONE, COPY_TIMED_OUT, COPY_STOPPED, COPY_FAILED = range(4)
+COPY_DONE, COPY_TIMED_OUT, COPY_STOPPED, COPY_FAILED, COPY_FENCED, COPY_GAVE_WAY = range(6)
 
 _MODULES = {
     "native": "ray_kvfabric.memory._block_copy",
@@ -54,11 +54,49 @@ class StopWord(Protocol):
     def is_set(self) -> bool: ...
 
 
+class Fence(Protocol):
+    """Ends copies once the 64-bit word at `address` differs from `value`: COPY_FENCED.
+
+    The word lies in memory that `owner` keeps mapped, and is for whoever owns the target to change, from any
+    process. Copies look at it before the first byte and then within 4 MiB a thread, as at a stop word.
+    """
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def value(self) -> int: ...
+    @property
+    def owner(self) -> object: ...
+    @property
+    def holds(self) -> bool: ...
+
+
+class WayWord(Protocol):
+    """Makes copies give way while it was raised more often than lowered, by whichever threads: COPY_GAVE_WAY.
+
+    All threads of a copy together move at most 4 MiB once it is raised. Each call moves something all the same.
+    """
+
+    def raise_(self) -> None: ...
+    def lower(self) -> None: ...
+    @property
+    def is_raised(self) -> bool: ...
+
+
+Digests: TypeAlias = NDArray[np.uint32] | memoryview  # writable, C-contiguous, one entry a block
+
+
 class BlockCopy(Protocol):
     """(status, bytes copied, CRC-32C of them or 0).
 
     It equals copying regions in order, in each the pairs in list order, each pair as memmove would: of
     a target block listed twice the last one wins. A copy that ended early has moved some of its bytes.
+
+    One that gave way has moved exactly bytes `begin`..+`bytes copied` of this order (of a pair that moves up onto
+    itself, from its end): a call with `begin` behind them goes on with it.
+
+    `digests`: entry [i * len(blocks) + j] becomes the CRC-32C of pair j of region i as it was read. Begun when `begin`
+    is 0, complete when the last byte is done, undefined before that.
     """
 
     def __call__(
@@ -76,6 +114,10 @@ class BlockCopy(Protocol):
         digest: bool = False,
         loop: str = "auto",
         threads: int = 0,
+        fence: Fence | None = None,
+        give_way: WayWord | None = None,
+        begin: int = 0,
+        digests: Digests | None = None,
     ) -> tuple[int, int, int]: ...
 
 
@@ -96,7 +138,54 @@ class ProcessCopy(Protocol):
         deadline_ns: int = 0,
         stop: StopWord | None = None,
         threads: int = 0,
+        fence: Fence | None = None,
+        give_way: WayWord | None = None,
+        begin: int = 0,
     ) -> tuple[int, int, int]: ...
+
+
+class BlockDigests(Protocol):
+    """Status. Entry [i * len(blocks) + j] of `into` becomes the CRC-32C of block blocks[j] of region first + i;
+    undefined unless COPY_DONE."""
+
+    def __call__(
+        self,
+        table: RegionTable,
+        first: int,
+        count: int,
+        blocks: BlockList,
+        into: Digests,
+        *,
+        deadline_ns: int = 0,
+        stop: StopWord | None = None,
+        threads: int = 0,
+    ) -> int: ...
+
+
+Target: TypeAlias = tuple[RegionTable, int, BlockList, Fence | None]  # (table, first, blocks, fence)
+
+
+class FanCopy(Protocol):
+    """(status, bytes copied to each target, status of each target): each byte of the source is read once.
+
+    A target whose fence ends it is COPY_FENCED and left out from then on; the others have the status of the whole,
+    which is COPY_FENCED only when all targets are. Raises ParamInvalid when a byte would be both read and written, or
+    written twice (judged by the first and last block of each region): copy to these one by one.
+    """
+
+    def __call__(
+        self,
+        source: RegionTable,
+        source_first: int,
+        count: int,
+        source_blocks: BlockList,
+        targets: list[Target],
+        *,
+        deadline_ns: int = 0,
+        stop: StopWord | None = None,
+        digests: Digests | None = None,
+        threads: int = 0,
+    ) -> tuple[int, int, list[int]]: ...
 
 
 class ListPieces(Protocol):
@@ -151,6 +240,10 @@ class Copier(Protocol):
     @property
     def read_process(self) -> ProcessCopy: ...
     @property
+    def copy_blocks_to(self) -> FanCopy: ...
+    @property
+    def block_digests(self) -> BlockDigests: ...
+    @property
     def pieces(self) -> ListPieces: ...
     @property
     def time_bare_copy(self) -> BareCopy: ...
@@ -159,6 +252,8 @@ class Copier(Protocol):
     def RegionTable(self, regions: Sequence[tuple[int, int, int, int]], owner: object = None) -> RegionTable: ...
     def BlockList(self, blocks: list[int] | tuple[int, ...], name: str) -> BlockList: ...
     def StopWord(self) -> StopWord: ...
+    def WayWord(self) -> WayWord: ...
+    def Fence(self, address: int, value: int, owner: object = None) -> Fence: ...
     def loops(self) -> list[str]: ...
     def cpu_features(self) -> dict[str, object]: ...
     def set_copy_threads(self, threads: int) -> None: ...

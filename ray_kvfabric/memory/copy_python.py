@@ -9,186 +9,69 @@ import ctypes
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ray_kvfabric.errors import ParamInvalid
+from ray_kvfabric.memory.copy_python_arguments import BlockList, Fence, RegionTable, StopWord, WayWord
+from ray_kvfabric.memory.copy_python_plan import (
+    Plan,
+    check_lengths,
+    plan_of,
+    shares_bytes,
+    targets_meet,
+    writes_twice,
+)
 from ray_kvfabric.memory.crc32c import crc32c
 from ray_kvfabric.plan import merge_runs
 
-COPY_DONE, COPY_TIMED_OUT, COPY_STOPPED, COPY_FAILED = range(4)
+__all__ = ["BlockList", "Fence", "RegionTable", "StopWord", "WayWord"]  # and the verbs
+
+COPY_DONE, COPY_TIMED_OUT, COPY_STOPPED, COPY_FAILED, COPY_FENCED, COPY_GAVE_WAY = range(6)
 STEP_NBYTES = 4 << 20
+UNIT_NBYTES = 1 << 20  # of a copy that may give way
+FAN_NBYTES = 128 << 10  # as is written to one target after the other
 THREADS_LIMIT = 64
 
-_FIELDS = ("base", "num_blocks", "block_nbytes", "block_stride")
 _threads = [1]  # as chosen; this twin copies on the caller's thread whatever it says
-
-
-class RegionTable:
-    """Regions, immutable; keeps `owner`, whose memory they describe, alive."""
-
-    __slots__ = ("_regions", "owner")
-
-    def __init__(self, regions: Sequence[tuple[int, int, int, int]], owner: object = None) -> None:
-        self._regions = tuple(_checked_region(region, index) for index, region in enumerate(regions))
-        self.owner = owner
-
-    def __len__(self) -> int:
-        return len(self._regions)
-
-    def __getitem__(self, index: int) -> tuple[int, int, int, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"region {index} of {len(self)}")
-        return self._regions[index]
-
-    def __repr__(self) -> str:
-        return f"<RegionTable: {len(self)} regions>"
-
-
-def _checked_region(region: object, index: int) -> tuple[int, int, int, int]:
-    if not isinstance(region, (tuple, list)) or len(region) != len(_FIELDS):
-        raise TypeError(f"regions[{index}] must be (base, num_blocks, block_nbytes, block_stride), got {region!r}")
-    for field, value in zip(_FIELDS, region, strict=True):
-        if not isinstance(value, int):
-            raise TypeError(f"regions[{index}].{field} must be an int, got {type(value).__name__}")
-        if not 1 <= value < 2**63:
-            raise ValueError(f"regions[{index}].{field} must be in [1, 2**63), got {value}")
-    base, num_blocks, block_nbytes, block_stride = map(int, region)
-    if block_stride < block_nbytes:
-        raise ValueError(f"regions[{index}].block_stride is {block_stride}, less than block_nbytes {block_nbytes}")
-    end = base + (num_blocks - 1) * block_stride + block_nbytes
-    if end >= 2**63:
-        raise ValueError(f"regions[{index}].base is {base}: the region would end at {end}, not below 2**63")
-    return base, num_blocks, block_nbytes, block_stride
-
-
-class BlockList:
-    """Block indices, checked once. `name` is what errors call it."""
-
-    __slots__ = ("_blocks", "maximum", "name")
-
-    def __init__(self, blocks: list[int] | tuple[int, ...], name: str) -> None:
-        if not isinstance(blocks, (list, tuple)):
-            raise TypeError(f"{name} must be a list or tuple of int, got {type(blocks).__name__}")
-        for position, block in enumerate(blocks):
-            if not isinstance(block, int):
-                raise TypeError(f"{name}[{position}] must be an int, got {type(block).__name__}")
-            if not 0 <= block < 2**64:
-                raise TypeError(f"{name}[{position}] must be in [0, 2**64), got {block}")
-        self.name = name
-        self._blocks = tuple(min(int(block), 2**63 - 1) for block in blocks)  # of no cache, like the native twin's
-        self.maximum = max(self._blocks, default=-1)
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._blocks)
-
-    def __repr__(self) -> str:
-        return f"<BlockList {self.name}: {len(self)} blocks, maximum {self.maximum}>"
-
-
-class StopWord:
-    """Ends copies early: set() it from any thread, and each copy that was given it ends within 4 MiB."""
-
-    __slots__ = ("_is_set",)
-
-    def __init__(self) -> None:
-        self._is_set = False
-
-    def set(self) -> None:
-        self._is_set = True
-
-    @property
-    def is_set(self) -> bool:
-        return self._is_set
-
-    def __repr__(self) -> str:
-        return f"<StopWord: {'set' if self._is_set else 'not set'}>"
 
 
 def runs(source: BlockList, target: BlockList) -> list[tuple[int, int, int]]:
     """(source_start, target_start, count) of neighbours where both rise by one, in list order."""
-    _check_lengths(source, target)
+    check_lengths(source, target)
     return [(run.source_start, run.target_start, run.num_blocks) for run in merge_runs(source, target)]
 
 
-# ---- checks, in the order of the native kernel ----
+# ---- limits ----
 
 
-class _Plan(NamedTuple):
-    """Region pairs to be carried out one after the other, for each the same block pairs."""
+class _Limits(NamedTuple):
+    deadline_ns: int
+    stop: StopWord | None
+    fence: Fence | None = None
 
-    regions: list[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]
-    blocks: list[tuple[int, int]]
-
-    def pairs(self) -> Iterator[tuple[int, int, int]]:
-        """(source address, target address, nbytes) in plan order."""
-        for source, target in self.regions:
-            for i, j in self.blocks:
-                yield source[0] + i * source[3], target[0] + j * target[3], source[2]
-
-
-def _check_lengths(source: BlockList, target: BlockList) -> None:
-    if len(source) != len(target):
-        raise ParamInvalid(f"{source.name} has {len(source)} entries, {target.name} has {len(target)}")
+    def reached(self) -> int:
+        if self.stop is not None and self.stop.is_set:
+            return COPY_STOPPED
+        if self.fence is not None and not self.fence.holds:
+            return COPY_FENCED
+        if self.deadline_ns and time.monotonic_ns() >= self.deadline_ns:
+            return COPY_TIMED_OUT
+        return COPY_DONE
 
 
-def _check_range(side: str, table: RegionTable, first: int, count: int) -> None:
-    if first < 0 or count < 0 or first + count > len(table):
-        raise ParamInvalid(
-            f"{side}_first {first} and count {count} do not fit the {side} table of {len(table)} regions"
-        )
+class _Turn(NamedTuple):
+    """A copy that may be broken off and gone on with at plan byte `begin`."""
 
+    give_way: WayWord | None = None
+    begin: int = 0
 
-def _check_pair(
-    source: RegionTable,
-    target: RegionTable,
-    i: int,
-    j: int,
-    source_blocks: BlockList,
-    target_blocks: BlockList,
-) -> None:
-    _, source_num, source_nbytes, _ = source[i]
-    _, target_num, target_nbytes, _ = target[j]
-    if source_nbytes != target_nbytes:
-        raise ParamInvalid(
-            f"block_nbytes differs: source region {i} has {source_nbytes}, target region {j} has {target_nbytes}"
-        )
-    if source_blocks.maximum >= source_num:
-        raise ParamInvalid(
-            f"{source_blocks.name} holds block {source_blocks.maximum}, source region {i} has num_blocks "
-            f"{source_num} (target region {j} has {target_num})"
-        )
-    if target_blocks.maximum >= target_num:
-        raise ParamInvalid(
-            f"{target_blocks.name} holds block {target_blocks.maximum}, target region {j} has num_blocks "
-            f"{target_num} (source region {i} has {source_num})"
-        )
-
-
-def _plan(
-    source: RegionTable,
-    target: RegionTable,
-    source_first: int,
-    target_first: int,
-    count: int,
-    source_blocks: BlockList,
-    target_blocks: BlockList,
-) -> _Plan:
-    _check_lengths(source_blocks, target_blocks)
-    _check_range("source", source, source_first, count)
-    _check_range("target", target, target_first, count)
-    for i in range(count):
-        _check_pair(source, target, source_first + i, target_first + i, source_blocks, target_blocks)
-    regions = [(source[source_first + i], target[target_first + i]) for i in range(count)]
-    if sum(pair[0][2] for pair in regions) * len(source_blocks) >= 2**63:
-        raise ParamInvalid(f"{source_blocks.name} names 2**63 bytes or more in the {count} regions")
-    return _Plan(regions, list(zip(source_blocks, target_blocks, strict=True)))
+    @property
+    def is_over(self) -> bool:
+        return self.give_way is not None and self.give_way.is_raised
 
 
 def _check_wishes(deadline_ns: int, threads: int) -> None:
@@ -198,46 +81,60 @@ def _check_wishes(deadline_ns: int, threads: int) -> None:
         raise ValueError(f"threads must be in [0, {THREADS_LIMIT}], got {threads}")
 
 
+def _turn(give_way: WayWord | None, begin: int, plan: Plan) -> _Turn:
+    nbytes = plan.nbytes
+    if not 0 <= begin <= nbytes:
+        raise ValueError(f"begin must be in [0, {nbytes}], as the copy has {nbytes} bytes; got {begin}")
+    return _Turn(give_way, begin)
+
+
+def _check_digest(digest: bool, turn: _Turn, digests: object) -> None:
+    if digest and (turn.give_way is not None or turn.begin > 0):
+        raise ValueError("digest is of a whole copy: it goes with neither give_way nor begin")
+    if digest and digests is not None:
+        raise ValueError("digest and digests exclude each other")
+
+
+def _checked_digests(digests: NDArray[np.uint32] | memoryview, least: int, name: str) -> NDArray[np.uint32]:
+    array = digests if isinstance(digests, np.ndarray) else np.asarray(memoryview(digests))
+    flags = array.flags
+    if array.dtype != np.uint32 or not (flags.c_contiguous and flags.aligned and flags.writeable):
+        raise ValueError(
+            f"{name} must be a writable C-contiguous buffer of uint32, got {array.dtype}, "
+            f"{'writable' if flags.writeable else 'read-only'}, strides {array.strides}"
+        )
+    if array.size < least:
+        raise ValueError(f"{name} has {array.size} entries, the blocks are {least}")
+    return array.reshape(-1)
+
+
 # ---- the verbs ----
 
 
-def _limit_reached(deadline_ns: int, stop: StopWord | None) -> int:
-    if stop is not None and stop.is_set:
-        return COPY_STOPPED
-    if deadline_ns and time.monotonic_ns() >= deadline_ns:
-        return COPY_TIMED_OUT
-    return COPY_DONE
-
-
-def _slices(source: int, target: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
-    """One pair in slices of at most STEP_NBYTES, from the end when the target lies above the source."""
-    offsets = range(0, nbytes, STEP_NBYTES)
-    for offset in reversed(offsets) if target > source else offsets:
-        yield source + offset, target + offset, min(STEP_NBYTES, nbytes - offset)
-
-
 _Move = Callable[[int, int, int], int]  # (source, target, nbytes) -> errno, 0 when all of it was moved
+_Completed = Callable[[int, bytes], None]  # (pair, what its target holds now)
 
 
 class _Outcome(NamedTuple):
     status: int
     nbytes: int
-    crc: int
-    errno: int
+    errno: int = 0
 
 
-def _carry_out(plan: _Plan, move: _Move, deadline_ns: int, stop: StopWord | None, digest: bool) -> _Outcome:
-    nbytes, crc = 0, 0
-    for source, target, pair_nbytes in plan.pairs():
-        for source_slice, target_slice, slice_nbytes in _slices(source, target, pair_nbytes):
-            if status := _limit_reached(deadline_ns, stop):
-                return _Outcome(status, nbytes, 0, 0)
-            if error := move(source_slice, target_slice, slice_nbytes):
-                return _Outcome(COPY_FAILED, nbytes, 0, error)
-            nbytes += slice_nbytes
-        if digest:
-            crc = crc32c(ctypes.string_at(target, pair_nbytes), crc)
-    return _Outcome(COPY_DONE, nbytes, crc, 0)
+def _carry_out(plan: Plan, move: _Move, limits: _Limits, turn: _Turn, completed: _Completed | None) -> _Outcome:
+    nbytes = 0
+    for part in plan.slices(turn.begin, STEP_NBYTES if turn.give_way is None else UNIT_NBYTES):
+        if nbytes and turn.is_over:
+            return _Outcome(COPY_GAVE_WAY, nbytes)
+        if status := limits.reached():
+            return _Outcome(status, nbytes)
+        if error := move(part.source, part.target, part.nbytes):
+            return _Outcome(COPY_FAILED, nbytes, error)
+        nbytes += part.nbytes
+        if completed is not None and part.completes is not None:
+            _, target, pair_nbytes = part.completes
+            completed(part.pair, ctypes.string_at(target, pair_nbytes))
+    return _Outcome(COPY_DONE, nbytes)
 
 
 def _move_here(source: int, target: int, nbytes: int) -> int:
@@ -259,14 +156,36 @@ def copy_blocks(
     digest: bool = False,
     loop: str = "auto",
     threads: int = 0,
+    fence: Fence | None = None,
+    give_way: WayWord | None = None,
+    begin: int = 0,
+    digests: NDArray[np.uint32] | memoryview | None = None,
 ) -> tuple[int, int, int]:
     """(status, bytes copied, CRC-32C of them or 0): pair by pair, each as memmove would."""
-    plan = _plan(source, target, source_first, target_first, count, source_blocks, target_blocks)
+    plan = plan_of(source, target, source_first, target_first, count, source_blocks, target_blocks)
     _check_wishes(deadline_ns, threads)
     if loop not in ("auto", *loops()):
         raise ValueError(f"loop must be one of {', '.join(['auto', *loops()])}; got {loop!r}")
-    outcome = _carry_out(plan, _move_here, deadline_ns, stop, digest)
-    return outcome.status, outcome.nbytes, outcome.crc
+    turn = _turn(give_way, begin, plan)
+    _check_digest(digest, turn, digests)
+    completed, whole = None, [0]
+
+    def extend(pair: int, read: bytes) -> None:
+        whole[0] = crc32c(read, whole[0])
+
+    if digests is not None:
+        completed = _into(_checked_digests(digests, len(plan.regions) * len(plan.blocks), "digests"))
+    elif digest:
+        completed = extend
+    outcome = _carry_out(plan, _move_here, _Limits(deadline_ns, stop, fence), turn, completed)
+    return outcome.status, outcome.nbytes, whole[0] if outcome.status == COPY_DONE else 0
+
+
+def _into(digests: NDArray[np.uint32]) -> _Completed:
+    def completed(pair: int, read: bytes) -> None:
+        digests[pair] = crc32c(read)
+
+    return completed
 
 
 class _Iovec(ctypes.Structure):
@@ -293,21 +212,12 @@ def _process_move(pid: int, writes: bool) -> _Move:
     return move
 
 
-def _shares_bytes(plan: _Plan) -> bool:
-    """Could a byte be both read and written? By the hulls of the used blocks."""
-    hulls = [(source, target, source + nbytes, target + nbytes) for source, target, nbytes in plan.pairs()]
-    return any(a[0] < b[3] and b[1] < a[2] for a in hulls for b in hulls)
-
-
-def _move_process(
-    pid: int, writes: bool, plan: _Plan, deadline_ns: int, stop: StopWord | None, threads: int
-) -> tuple[int, int, int]:
-    _check_wishes(deadline_ns, threads)
+def _move_process(pid: int, writes: bool, plan: Plan, limits: _Limits, turn: _Turn) -> tuple[int, int, int]:
     if pid < 1:
         raise ValueError(f"pid must be at least 1, got {pid}")
-    if pid == os.getpid() and _shares_bytes(plan):
+    if pid == os.getpid() and shares_bytes(plan):
         raise ParamInvalid(f"pid {pid} is this process, and source and target share bytes")
-    outcome = _carry_out(plan, _process_move(pid, writes), deadline_ns, stop, False)
+    outcome = _carry_out(plan, _process_move(pid, writes), limits, turn, None)
     return outcome.status, outcome.nbytes, outcome.errno
 
 
@@ -324,10 +234,14 @@ def write_process(
     deadline_ns: int = 0,
     stop: StopWord | None = None,
     threads: int = 0,
+    fence: Fence | None = None,
+    give_way: WayWord | None = None,
+    begin: int = 0,
 ) -> tuple[int, int, int]:
     """(status, bytes copied, errno): as copy_blocks, the target addresses being process `pid`'s."""
-    plan = _plan(source, target, source_first, target_first, count, source_blocks, target_blocks)
-    return _move_process(pid, True, plan, deadline_ns, stop, threads)
+    plan = plan_of(source, target, source_first, target_first, count, source_blocks, target_blocks)
+    _check_wishes(deadline_ns, threads)
+    return _move_process(pid, True, plan, _Limits(deadline_ns, stop, fence), _turn(give_way, begin, plan))
 
 
 def read_process(
@@ -343,10 +257,117 @@ def read_process(
     deadline_ns: int = 0,
     stop: StopWord | None = None,
     threads: int = 0,
+    fence: Fence | None = None,
+    give_way: WayWord | None = None,
+    begin: int = 0,
 ) -> tuple[int, int, int]:
     """(status, bytes copied, errno): as copy_blocks, the source addresses being process `pid`'s."""
-    plan = _plan(source, target, source_first, target_first, count, source_blocks, target_blocks)
-    return _move_process(pid, False, plan, deadline_ns, stop, threads)
+    plan = plan_of(source, target, source_first, target_first, count, source_blocks, target_blocks)
+    _check_wishes(deadline_ns, threads)
+    return _move_process(pid, False, plan, _Limits(deadline_ns, stop, fence), _turn(give_way, begin, plan))
+
+
+def block_digests(
+    table: RegionTable,
+    first: int,
+    count: int,
+    blocks: BlockList,
+    into: NDArray[np.uint32] | memoryview,
+    *,
+    deadline_ns: int = 0,
+    stop: StopWord | None = None,
+    threads: int = 0,
+) -> int:
+    """Status; entry [i * len(blocks) + j] of `into` becomes the CRC-32C of block blocks[j] of region first + i."""
+    plan = plan_of(table, table, first, first, count, blocks, blocks)
+    _check_wishes(deadline_ns, threads)
+    digests = _checked_digests(into, len(plan.regions) * len(plan.blocks), "into")
+    limits, crc = _Limits(deadline_ns, stop), 0
+    for part in plan.slices(0, STEP_NBYTES):
+        if status := limits.reached():
+            return status
+        crc = crc32c(ctypes.string_at(part.source, part.nbytes), crc)
+        if part.completes is not None:
+            digests[part.pair], crc = crc, 0
+    return COPY_DONE
+
+
+# ---- one source, several targets ----
+
+
+class _Target(NamedTuple):
+    plan: Plan
+    fence: Fence | None
+
+
+_Given = tuple[RegionTable, int, BlockList, Fence | None]
+
+
+def _target(
+    source: RegionTable, source_first: int, count: int, source_blocks: BlockList, given: _Given, index: int
+) -> _Target:
+    if not isinstance(given, (tuple, list)) or len(given) != 4:
+        raise TypeError(
+            f"targets[{index}] must be (RegionTable, target_first, BlockList, Fence or None), got {given!r}"
+        )
+    table, first, blocks, fence = given
+    plan = plan_of(source, table, source_first, first, count, source_blocks, blocks)
+    if shares_bytes(plan):
+        raise ParamInvalid(f"targets[{index}] shares bytes with the source")
+    if writes_twice(plan):
+        raise ParamInvalid(
+            f"targets[{index}] writes a byte twice: {blocks.name} lists a block twice, or two regions meet"
+        )
+    return _Target(plan, fence)
+
+
+def _check_apart(targets: list[_Target]) -> None:
+    for j, later in enumerate(targets):
+        for i, earlier in enumerate(targets[:j]):
+            if targets_meet(earlier.plan, later.plan):
+                raise ParamInvalid(f"targets[{j}] shares bytes with targets[{i}]")
+
+
+def _fan_out(targets: list[_Target], limits: _Limits, digests: NDArray[np.uint32] | None) -> tuple[int, int, list[int]]:
+    statuses, nbytes = [COPY_DONE] * len(targets), 0
+    for parts in zip(*(target.plan.slices(0, FAN_NBYTES) for target in targets), strict=True):
+        status = limits.reached()
+        for index, (target, part) in enumerate(zip(targets, parts, strict=True)):
+            if target.fence is not None and not target.fence.holds:
+                statuses[index] = COPY_FENCED
+            if not status and statuses[index] == COPY_DONE:
+                ctypes.memmove(part.target, part.source, part.nbytes)
+        if not status and COPY_DONE not in statuses:
+            status = COPY_FENCED
+        if status:
+            return status, nbytes, [each or status for each in statuses]
+        nbytes += parts[0].nbytes
+        if digests is not None and parts[0].completes is not None:
+            digests[parts[0].pair] = crc32c(ctypes.string_at(parts[0].completes[0], parts[0].completes[2]))
+    return COPY_DONE, nbytes, statuses
+
+
+def copy_blocks_to(
+    source: RegionTable,
+    source_first: int,
+    count: int,
+    source_blocks: BlockList,
+    targets: list[_Given],
+    *,
+    deadline_ns: int = 0,
+    stop: StopWord | None = None,
+    digests: NDArray[np.uint32] | memoryview | None = None,
+    threads: int = 0,
+) -> tuple[int, int, list[int]]:
+    """(status, bytes copied to each target, status of each): targets are (table, first, blocks, fence or None)."""
+    if not targets:
+        raise ValueError("targets must not be empty")
+    _check_wishes(deadline_ns, threads)
+    found = [_target(source, source_first, count, source_blocks, given, index) for index, given in enumerate(targets)]
+    _check_apart(found)
+    least = count * len(source_blocks)
+    checked = None if digests is None else _checked_digests(digests, least, "digests")
+    return _fan_out(found, _Limits(deadline_ns, stop), checked)
 
 
 def pieces(
@@ -364,9 +385,9 @@ def pieces(
 
     Where source and target share bytes, pairs of blocks are not joined; `apart` says that they do not.
     """
-    plan = _plan(source, target, source_first, target_first, count, source_blocks, target_blocks)
+    plan = plan_of(source, target, source_first, target_first, count, source_blocks, target_blocks)
     found: list[list[int]] = []
-    is_shared = not apart and _shares_bytes(plan)
+    is_shared = not apart and shares_bytes(plan)
     for here, there in plan.regions:
         is_dense = here[2] == here[3] and there[2] == there[3] and not is_shared
         for position, (i, j) in enumerate(plan.blocks):
@@ -388,7 +409,7 @@ def time_bare_copy(
     target_blocks: BlockList,
 ) -> int:
     """Nanoseconds of a plain memmove of block after block: the yardstick of the benchmarks."""
-    plan = _plan(source, target, source_first, target_first, count, source_blocks, target_blocks)
+    plan = plan_of(source, target, source_first, target_first, count, source_blocks, target_blocks)
     begin = time.monotonic_ns()
     for source_address, target_address, nbytes in plan.pairs():
         ctypes.memmove(target_address, source_address, nbytes)

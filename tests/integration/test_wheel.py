@@ -30,7 +30,7 @@ def test_an_installed_wheel_carries_all_that_the_demo_needs(tmp_path: Path) -> N
         "default_prompt.txt",
     ):
         assert any(name.endswith(wanted) for name in names), wanted
-    assert sum(name.endswith(".so") for name in names) == 3
+    assert sum(name.endswith(".so") for name in names) == 4
     assert not [name for name in names if name.startswith(("tests", "examples", "native_ext")) or "cann" in name]
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)

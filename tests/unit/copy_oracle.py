@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +80,29 @@ def copied(arena: Bytes, case: Case) -> tuple[Bytes, bytes]:
             after[target.block(j)] = block
             moved += block.tobytes()
     return after, bytes(moved)
+
+
+def copied_front(arena: Bytes, case: Case, nbytes: int) -> Bytes:
+    """The arena after the first `nbytes` in plan order; a pair that moves up onto itself goes from its end."""
+    after = arena.copy()
+    for place in range(case.count):
+        source, target = case.sources[case.source_first + place], case.targets[case.target_first + place]
+        for i, j in zip(case.source_blocks, case.target_blocks, strict=True):
+            here, there = source.block(i), target.block(j)
+            taken = min(nbytes, source.block_nbytes)
+            skipped = source.block_nbytes - taken if here.start < there.start < here.stop else 0
+            block = after[here].copy()
+            after[there][skipped : skipped + taken] = block[skipped : skipped + taken]
+            nbytes -= taken
+    return after
+
+
+def pairs_moved(case: Case, moved: bytes) -> list[bytes]:
+    """What `copied` says of the bytes, cut into the pairs of blocks."""
+    chosen = case.sources[case.source_first : case.source_first + case.count]
+    sizes = [shape.block_nbytes for shape in chosen for _ in case.source_blocks]
+    ends = [*accumulate(sizes)]
+    return [moved[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def bitwise_crc32c(message: bytes) -> int:
