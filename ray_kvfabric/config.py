@@ -2,6 +2,7 @@
 
     FabricConfig            one fabric: name, lifetime, scheduler, groups of workers
       EndpointSettings      one endpoint: memory budget, time limits, copy kernel, transports
+        AdmissionSettings   how many transfers of it move at once, and who waits
 
 Sizes are bytes, or text such as "512MiB"; times say their unit in their name.
 """
@@ -50,6 +51,42 @@ class PoolSettings(_Settings):
     )
 
 
+class GrantSettings(_Settings):
+    """What a receiver lets writers bring at a time, and for how long."""
+
+    max_grants: int = Field(default=4096, ge=1, description="grants that are not released at a time")
+    max_granted_size: Nbytes | None = Field(default=None, gt=0, description="bytes of all of them; None: no limit")
+    ttl_s: float = Field(default=60.0, gt=0, description="the life of a grant that names no other")
+    watch_s: float = Field(
+        default=0.5,
+        gt=0,
+        le=60,
+        description="how often an endpoint looks for writers that died and grants that expired; 0.1 ms of work each",
+    )
+
+
+class AdmissionSettings(_Settings):
+    """How much of an endpoint moves at once; what is more waits, the most urgent first."""
+
+    moving_per_target: int = Field(default=16, ge=1, description="transfers that move to or from one endpoint")
+    moving_per_link: int = Field(
+        default=8, ge=1, le=8, description="transfers that move on one link, whose page has 8 cells"
+    )
+    moving_bytes_per_target: Nbytes = Field(
+        default=256 << 20,
+        ge=4 << 20,
+        description="bytes of the transfers that move to or from one endpoint, about 25 ms of work of a memory bus: "
+        "more at once end no sooner; a larger transfer moves alone",
+    )
+    max_queued: int = Field(default=1024, ge=0, description="transfers of an endpoint that wait for their first turn")
+    ageing_s: float = Field(
+        default=0.1,
+        gt=0,
+        description="after so long a wait behind more urgent transfers on its link a transfer moves one piece of at "
+        "most 4 MiB, which takes about 0.4 ms from them; a tenth of the default sync_kv_timeout_ms",
+    )
+
+
 class EndpointSettings(_Settings):
     """One endpoint: a CacheManager and what it may use."""
 
@@ -81,7 +118,8 @@ class EndpointSettings(_Settings):
         description="host: DEVICE caches lie in host memory, for machines without an accelerator",
     )
     result_ttl_s: float = Field(default=600.0, gt=0, description="how long a finished transfer can be asked for")
-    transfer_threads: int = Field(default=2, ge=1, le=16, description="transfers of start_push that move at once")
+    grants: GrantSettings = GrantSettings()
+    admission: AdmissionSettings = AdmissionSettings()
 
 
 class SchedulerSettings(_Settings):
@@ -93,6 +131,13 @@ class SchedulerSettings(_Settings):
         default=3.0,
         ge=0,
         description="how long a restarted scheduler waits for endpoints before it says unknown",
+    )
+    confirm_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="how long an endpoint whose actor became unavailable is looked for before its lease decides; after "
+        "a SIGKILL its process was known to be dead within 0.1 s, the one on a killed Ray node within 2.1 s, while Ray "
+        "counted the node itself as dead after 14 s",
     )
     result_ttl_s: float = Field(default=600.0, gt=0, description="how long it keeps outcomes told by endpoints")
 

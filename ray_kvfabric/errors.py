@@ -117,6 +117,10 @@ class NotLinked(LLMException, LookupError):
     default_code = LLMStatusCode.LLM_NOT_YET_LINK
 
 
+class EndpointDraining(NotLinked):
+    """The endpoint finishes what it has begun and takes no new work."""
+
+
 class LinkFailed(LLMException, ConnectionError):
     """The endpoint is known, but no transport reaches it."""
 
@@ -127,6 +131,10 @@ class PeerLost(LLMException, ConnectionError):
     """The peer's process died; what was being written may have landed in part."""
 
     default_code = LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
+
+
+class PeerGone(PeerLost):
+    """The peer had died before a byte moved: its successor, if there is one, may be asked."""
 
 
 class StaleIncarnation(LLMException, LookupError):
@@ -157,6 +165,62 @@ class TransferUnknown(LLMException, LookupError):
     default_code = LLMStatusCode.LLM_FAILED
 
 
+class GrantRefused(LLMException):
+    """This use of a grant is not allowed, or no longer; nothing was moved. The classes below say why."""
+
+    default_code = LLMStatusCode.LLM_FAILED
+
+
+class GrantForged(GrantRefused):
+    """It is not what its endpoint granted: a field was changed, or the endpoint never gave it."""
+
+    default_code = LLMStatusCode.LLM_PARAM_INVALID
+
+
+class GrantExpired(GrantRefused, TimeoutError):
+    """Its deadline has passed."""
+
+    default_code = LLMStatusCode.LLM_TIMEOUT
+
+
+class GrantRevoked(GrantRefused, LookupError):
+    """The receiver took it back, or it has landed: its blocks may belong to somebody else."""
+
+    default_code = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+
+
+class GrantReplayed(GrantRefused):
+    """This writer has sealed its writes already, or another endpoint is the writer."""
+
+    default_code = LLMStatusCode.LLM_REPEAT_REQUEST
+
+
+class GrantNeeded(LLMException):
+    """The cache is marked `grants_only`: it is written under a grant."""
+
+    default_code = LLMStatusCode.LLM_PARAM_INVALID
+
+
+class CreditExhausted(LLMException):
+    """The receiver has granted as much as it lets be, or has as many requests for its blocks as it lets wait."""
+
+    default_code = LLMStatusCode.LLM_NO_FREE_BLOCK
+
+
+class GrantFailed(LLMException):
+    """A writer failed, so the granted blocks will not be complete; the code is what it failed with."""
+
+    default_code = LLMStatusCode.LLM_FAILED
+
+
+class GrantIncomplete(GrantFailed):
+    """Every writer has sealed, and some granted blocks were not written."""
+
+
+class DigestMismatch(GrantFailed):
+    """What lies in a granted block is not what its writer read from the source."""
+
+
 class UnknownTransport(FabricError, LookupError):
     """No transport of this name is installed."""
 
@@ -171,3 +235,9 @@ class ClusterIdTaken(LLMException):
     """Another live endpoint already carries this cluster_id."""
 
     default_code = LLMStatusCode.LLM_FAILED
+
+
+class QueueFull(LLMException):
+    """As many transfers wait already as may wait; nothing was moved, and the same call may work later."""
+
+    default_code = LLMStatusCode.LLM_LINK_BUSY
