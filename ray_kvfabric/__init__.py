@@ -24,6 +24,9 @@ _HOMES = {
     "EndpointSettings": "config",
     "Fabric": "fabric",
     "FabricConfig": "config",
+    "Grant": "grant",
+    "GrantReceipt": "grant",
+    "IssuedGrant": "endpoint.issued",
     "LLMException": "errors",
     "LLMRole": "cache.types",
     "LLMStatusCode": "errors",
@@ -31,6 +34,7 @@ _HOMES = {
     "MemInfo": "cache.layer_transfer",
     "Memtype": "cache.layer_transfer",
     "Placement": "cache.types",
+    "Priority": "control.ageing_queue",
     "Receipt": "route",
     "Transfer": "endpoint.transfers",
     "TransferConfig": "cache.layer_transfer",
@@ -57,11 +61,15 @@ if TYPE_CHECKING:
     from ray_kvfabric.config import EndpointSettings as EndpointSettings
     from ray_kvfabric.config import FabricConfig as FabricConfig
     from ray_kvfabric.config import WorkerGroup as WorkerGroup
+    from ray_kvfabric.control.ageing_queue import Priority as Priority
+    from ray_kvfabric.endpoint.issued import IssuedGrant as IssuedGrant
     from ray_kvfabric.endpoint.layer_task import CacheTask as CacheTask
     from ray_kvfabric.endpoint.transfers import Transfer as Transfer
     from ray_kvfabric.errors import LLMException as LLMException
     from ray_kvfabric.errors import LLMStatusCode as LLMStatusCode
     from ray_kvfabric.fabric import Fabric as Fabric
+    from ray_kvfabric.grant import Grant as Grant
+    from ray_kvfabric.grant import GrantReceipt as GrantReceipt
     from ray_kvfabric.route import CacheRef as CacheRef
     from ray_kvfabric.route import Receipt as Receipt
 

@@ -3,6 +3,10 @@
     CacheVerbs     `endpoint/cache_verbs.py`     make and end caches of this endpoint
     LocalVerbs     `endpoint/local_verbs.py`     copy between them
     TransferVerbs  `endpoint/transfer_verbs.py`  push and pull, blocks, rows and layer by layer
+    GrantVerbs     `endpoint/grant_verbs.py`     permissions to push, and pushes under them
+    FanVerbs       `endpoint/fan_verbs.py`       one push to many
+    OfferVerbs     `endpoint/offer_verbs.py`     free blocks, granted to whoever asks
+    DrainVerb      `endpoint/drain_verb.py`      finish and take nothing new
     EndpointCore   `endpoint/core.py`            announce, answer, close
 
 It knows other endpoints through the `Directory` and `PeerCalls` ports only, and never imports Ray.
@@ -13,11 +17,14 @@ from __future__ import annotations
 from types import TracebackType
 
 from ray_kvfabric.endpoint.cache_verbs import CacheVerbs
+from ray_kvfabric.endpoint.drain_verb import DrainVerb
+from ray_kvfabric.endpoint.fan_verbs import FanVerbs
 from ray_kvfabric.endpoint.local_verbs import LocalVerbs
+from ray_kvfabric.endpoint.offer_verbs import OfferVerbs
 from ray_kvfabric.endpoint.transfer_verbs import TransferVerbs
 
 
-class CacheManager(CacheVerbs, LocalVerbs, TransferVerbs):
+class CacheManager(CacheVerbs, LocalVerbs, TransferVerbs, FanVerbs, OfferVerbs, DrainVerb):
     """The verbs of one endpoint. Threads may share it; a forked child must make its own.
 
     `directory` and `peers` connect it to the fabric; `tracer_pid` is the process that process_vm writers descend

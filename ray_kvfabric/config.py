@@ -61,7 +61,8 @@ class GrantSettings(_Settings):
         default=0.5,
         gt=0,
         le=60,
-        description="how often an endpoint looks for writers that died and grants that expired; 0.1 ms of work each",
+        description="how often an endpoint looks for writers that died and grants that expired; a look was measured at "
+        "0.3 ms with 16 links, and 4 us more a grant",
     )
 
 
@@ -136,8 +137,8 @@ class SchedulerSettings(_Settings):
         default=5.0,
         gt=0,
         description="how long an endpoint whose actor became unavailable is looked for before its lease decides; after "
-        "a SIGKILL its process was known to be dead within 0.1 s, the one on a killed Ray node within 2.1 s, while Ray "
-        "counted the node itself as dead after 14 s",
+        "a SIGKILL that was known in 0.03 s of a process and in 2.2 to 2.8 s of one on a Ray node whose raylet was "
+        "killed, while Ray counted the node itself as dead after 14 s",
     )
     result_ttl_s: float = Field(default=600.0, gt=0, description="how long it keeps outcomes told by endpoints")
 

@@ -69,6 +69,7 @@ class EndpointInfo:
     alias: str = ""  # "ip:port" by which programs written for LLM-DataDist know it; nothing listens there
     has_device_pool: bool = False
     staging_nbytes: int = 0  # of one of its two staging buffers; 0: it has none
+    is_draining: bool = False  # it finishes what it has and takes no new work
 
     def __str__(self) -> str:
         return f"endpoint {self.cluster_id} (incarnation {self.incarnation:016x}, pid {self.pid})"
@@ -107,6 +108,7 @@ class CacheInfo:
     is_allocated: bool = False
     keys: tuple[RowKey, ...] = ()  # of a continuous cache
     device: DeviceId | None = None  # of device memory, where its owner knows the device
+    grants_only: bool = False  # pushes need a grant
 
     def is_named(self, name: CacheName) -> bool:
         if name.kind == "model":
@@ -137,10 +139,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class CacheRef:
-    """A cache named from outside its endpoint."""
+    """A cache named from outside its endpoint.
+
+    With `incarnation` it is that cache alone, and stale once its endpoint was replaced; without, whichever has that
+    cache_id now.
+    """
 
     cluster_id: int
     cache_id: int
+    incarnation: int | None = None
 
 
 class Receipt(NamedTuple):
@@ -157,7 +164,6 @@ class Receipt(NamedTuple):
     transport: str
     started_ns: int
     landed_ns: int
-    digest: int | None = None
 
     @property
     def seconds(self) -> float:

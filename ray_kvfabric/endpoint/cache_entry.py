@@ -18,6 +18,7 @@ from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.memory.device_pool import DeviceMemory
 from ray_kvfabric.memory.foreign import Borrowed, check_mapped
 from ray_kvfabric.memory.memfd import HostMemory
+from ray_kvfabric.plan import LayerRequest
 from ray_kvfabric.route import CacheInfo
 from ray_kvfabric.transport.base import Stretch
 
@@ -30,6 +31,7 @@ class Wanted(NamedTuple):
     model_id: int | None = None
     keys: Sequence[CacheKey] = ()
     remote_accessible: bool = True
+    grants_only: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +52,18 @@ class CacheEntry:
     inside: set[int] = field(default_factory=set)  # local transfers that use the memory, each by a number of its own
     someone_left: threading.Event | None = None  # made by whoever waits for them
     pulled: dict[tuple[str, int, int], set[int]] = field(default_factory=dict)
+    block_nbytes: int = 0  # of one block in all tensors
+
+    def __post_init__(self) -> None:
+        self.block_nbytes = sum(region.block_nbytes for region in self.info.regions)
+
+    def nbytes_of_block(self, layers: LayerRequest) -> int:
+        """Of one block, or row, in the layers that are asked for; equal tensors are taken for granted."""
+        asked = layers.source or layers.target
+        if asked is None:
+            return self.block_nbytes
+        regions = self.info.regions
+        return min(len(regions), len(asked) * layers.tensors_per_layer) * regions[0].block_nbytes
 
     def leave(self, number: int) -> None:
         self.inside.discard(number)

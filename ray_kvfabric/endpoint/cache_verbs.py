@@ -22,16 +22,19 @@ class CacheVerbs(EndpointCore):
 
     # ---- making ----------------------------------------------------------------------------------
 
-    def allocate_blocks_cache(self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None) -> Cache:
+    def allocate_blocks_cache(
+        self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None, *, grants_only: bool = False
+    ) -> Cache:
         """A blocks cache from the pool of its placement, zeroed, its pages touched, visible to peers at once.
 
+        `grants_only`: peers push into it under grants only.
         Raises LLMException: LLM_PARAM_INVALID (no pool, no tensors, bad shape, model_id taken),
         LLM_OUT_OF_MEMORY (the budget or the host).
         """
         self._check_open()
         check_type(cache_desc, CacheDesc, "cache_desc")
         model_id = _model_id(blocks_cache_key)
-        return self._allocate(Wanted(cache_desc, is_blocks=True, model_id=model_id))
+        return self._allocate(Wanted(cache_desc, is_blocks=True, model_id=model_id, grants_only=grants_only))
 
     def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
         """A continuous cache from the pool of its placement; `cache_keys[i]` names row i.
@@ -53,18 +56,21 @@ class CacheVerbs(EndpointCore):
         addrs: list[object],
         blocks_cache_key: BlocksCacheKey | None = None,
         remote_accessible: bool | None = None,
+        *,
+        grants_only: bool = False,
     ) -> Cache:
         """A blocks cache over memory that somebody else owns: one address or buffer or DLPack tensor a tensor.
 
         Objects are kept alive while registered. `remote_accessible` None means True. A `model_id` that is in use
-        moves to the new cache. Raises LLMException (LLM_PARAM_INVALID), TypeError.
+        moves to the new cache. `grants_only`: peers push into it under grants only.
+        Raises LLMException (LLM_PARAM_INVALID), TypeError.
         """
         self._check_open()
         check_type(cache_desc, CacheDesc, "cache_desc")
         check_type(addrs, list, "addrs")
         model_id = _model_id(blocks_cache_key)
         is_accessible = _accessible(remote_accessible)
-        return self._register(Wanted(cache_desc, True, model_id, (), is_accessible), addrs)
+        return self._register(Wanted(cache_desc, True, model_id, (), is_accessible, grants_only), addrs)
 
     def register_cache(
         self,
@@ -122,7 +128,8 @@ class CacheVerbs(EndpointCore):
     def unregister_cache(self, cache_id: int) -> None:
         """Forgets a cache with its keys, registered or allocated; an unknown id is no error.
 
-        Returns when no transfer uses it any more, a peer's or this endpoint's. Raises TransferTimeout while one does.
+        Its grants are revoked first. Returns when no transfer uses it any more, a peer's or this endpoint's. Raises
+        TransferTimeout while one does.
         """
         check_int(cache_id, "int64", "cache_id")
         if cache_id not in self._caches.all_ids():
@@ -130,6 +137,7 @@ class CacheVerbs(EndpointCore):
         with self._telling:  # where the directory fails nothing was changed here: it may be called again
             self._directory.withdraw(self.endpoint, cache_id, self._control_deadline())
             self._caches.fence(cache_id)
+        self._forget_cache(cache_id)
         entry = self._caches.remove(cache_id, self._control_deadline())
         if entry is not None:
             entry.end_cache()

@@ -27,7 +27,7 @@ from ray_kvfabric.errors import (
     StillMoving,
     TransferTimeout,
 )
-from ray_kvfabric.memory.copy import Copier
+from ray_kvfabric.memory.copy import Copier, RegionTable
 from ray_kvfabric.memory.device import Devices
 from ray_kvfabric.memory.device_pool import DeviceMemory, DevicePool
 from ray_kvfabric.memory.foreign import Borrowed, borrow, check_mapped
@@ -126,6 +126,7 @@ class CacheTable:
             is_allocated=memory is not None,
             keys=keys,
             device=device,
+            grants_only=wanted.grants_only,
         )
         is_shown = kind == "host" or memory is not None or all(each.device is not None for each in borrowed)
         opener = tensor_opener(regions, memory, borrowed, kind) if is_shown else None
@@ -237,6 +238,14 @@ class CacheTable:
         except KeyError:
             raise CacheNotFound(f"this endpoint has no cache {cache_id}; it was freed or never existed") from None
 
+    def look_up(self, cache_id: int) -> CacheEntry | None:
+        return self._entries.get(cache_id)
+
+    def table_of(self, cache_id: int) -> RegionTable:
+        """Also of a cache that is being removed."""
+        entry = self._leaving.get(cache_id)
+        return (entry or self.find(cache_id)).table
+
     def find_mapped(self, cache_id: int) -> CacheEntry:
         """As `find`, and the first time looks whether bare addresses of the cache are mapped."""
         entry = self.find(cache_id)
@@ -327,6 +336,7 @@ class CacheTable:
         with self._lock:
             if self._leaving.pop(cache_id, None) is None:  # another call was faster
                 return None
+            self._page.free_slot(entry.info.slot)
         if entry.memory is not None:
             self._free(Placement[entry.info.placement], entry.memory)
         return entry

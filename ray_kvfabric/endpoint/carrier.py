@@ -6,6 +6,7 @@ the peer pulls   HOST here -> DEVICE there    this endpoint pushes
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ray_kvfabric.cache.keys import CacheName
@@ -29,7 +30,7 @@ class Carrier:
         deadline = Deadline(arguments["deadline_ns"])
         if deadline.passed:  # the asker has given up, and may use its blocks for something else
             raise TransferTimeout(f"transfer {arguments['transfer_id']} was out of time before it was begun here")
-        with self._serving.visit(arguments["cache_id"], arguments["generation"]) as cache:
+        with self._visit(arguments) as cache:
             try:
                 receipt = self._attempt(cache, arguments, deadline)
             except StaleRoute:  # their cache is another than this endpoint knew
@@ -42,6 +43,12 @@ class Carrier:
         if arguments["is_pull"]:
             self._serving.keep(receipt)
         return tuple(receipt)
+
+    def _visit(self, arguments: dict[str, Any]) -> AbstractContextManager[LocalCache]:
+        """The peer pushes where this endpoint pulls."""
+        if arguments["is_pull"]:
+            return self._serving.receive(arguments)
+        return self._serving.visit(arguments["cache_id"], arguments["generation"])
 
     def _attempt(self, cache: LocalCache, arguments: dict[str, Any], deadline: Deadline) -> Receipt:
         name = arguments["their_cluster_id"], CacheName("id", arguments["their_cache_id"])
@@ -57,7 +64,7 @@ class Carrier:
         plan = told_plan(copier, arguments)
         here = copier.RegionTable(inside(cache.info, arguments["your_regions"]), owner=cache.table)
         there = copier.RegionTable(reached(way.remote, arguments["my_regions"]), owner=way.remote.table)
-        remote = RemoteCache(way.remote.info, there)
+        remote = RemoteCache(way.remote.info, there, way.remote.step)
         order = Order(arguments["transfer_id"], deadline.at_ns, memory=cache.info.memory, cache_id=cache.info.cache_id)
         if arguments["is_pull"]:
             return way.link.pull(remote, here, plan, order)

@@ -1,121 +1,28 @@
-"""EndpointCore: what all verbs of one endpoint stand on. It announces the endpoint, answers peers, and ends it.
-
-caches    `endpoint/caches.py`     what this endpoint holds
-links     `endpoint/links.py`      how it reaches the others
-transfers `endpoint/transfers.py`  those that were started and can be asked for
-"""
+"""EndpointCore: an endpoint among others. It announces itself, answers peers, notices their end, and ends."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from ray_kvfabric.cache.checks import check_int
-from ray_kvfabric.cache.types import LLMRole, Placement
-from ray_kvfabric.config import EndpointSettings, PoolSettings, endpoint_settings
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.endpoint.caches import CacheTable, Pools
-from ray_kvfabric.endpoint.carrier import Carrier
-from ray_kvfabric.endpoint.identity import ANY_TRACER, Identity, allow_tracer
-from ray_kvfabric.endpoint.links import Admit, LinkTable, as_named
-from ray_kvfabric.endpoint.local_copier import LocalCopier
-from ray_kvfabric.endpoint.mover import Mover, tell_nobody
-from ray_kvfabric.endpoint.requests import Requests, Stamp
-from ray_kvfabric.endpoint.row_requests import RowRequests
+from ray_kvfabric.endpoint.identity import ANY_TRACER, allow_tracer
+from ray_kvfabric.endpoint.links import Admit, as_named, nothing_to_do
+from ray_kvfabric.endpoint.mover import tell_nobody
+from ray_kvfabric.endpoint.parts import NOTE_PULL, EndpointParts
 from ray_kvfabric.endpoint.status import describe_endpoint
-from ray_kvfabric.endpoint.transfers import TransferTable
 from ray_kvfabric.errors import FabricError, NotLinked, ParamInvalid
-from ray_kvfabric.memory.copy import load
-from ray_kvfabric.memory.device import Devices
-from ray_kvfabric.memory.device_pool import DevicePool
-from ray_kvfabric.memory.host_pool import HostPool
-from ray_kvfabric.memory.staging import Staging
-from ray_kvfabric.ports import Directory, PeerCalls
 from ray_kvfabric.route import EndpointInfo
-from ray_kvfabric.telemetry import Counters
-from ray_kvfabric.transport.base import Answerer, LocalEnd, Serving
-from ray_kvfabric.transport.delegation import CARRY_OUT
-from ray_kvfabric.transport.process_vm import ADMIT_WRITER
-from ray_kvfabric.transport.receipts import ReceiptReader
-from ray_kvfabric.transport.registry import usable
+from ray_kvfabric.transport.base import Answerer
 
 logger = logging.getLogger(__name__)
 
-NOTE_PULL = "note_pull"  # tells the owner of a row that tensors of it were pulled
 
+class EndpointCore(EndpointParts):
+    """What all verbs of one endpoint stand on."""
 
-class EndpointCore(ABC):
-    """Threads may share it; a forked child must make its own."""
-
-    def __init__(
-        self,
-        cluster_id: int,
-        *,
-        directory: Directory,
-        peers: PeerCalls | None = None,
-        settings: EndpointSettings | None = None,
-        role: LLMRole = LLMRole.MIX,
-        node: str = "",
-        tracer_pid: int | None = None,
-        device_index: int | None = None,
-    ) -> None:
-        check_int(cluster_id, "uint64", "cluster_id")
-        self.settings = settings or endpoint_settings()
-        self.counters = Counters()
-        self._directory = directory
-        self._peers = peers
-        self._answerers: dict[str, Answerer] = {ADMIT_WRITER: self._admit_writer, NOTE_PULL: self._note_pull_here}
-        self._copier = load(self.settings.copy_kernel)
-        if self.settings.copy_threads is not None:
-            self._copier.set_copy_threads(self.settings.copy_threads)
-        transports = usable(self.settings.transports)
-        names = tuple(each.name for each in transports)
-        has_device_pool = self.settings.device_pool is not None
-        self._devices = Devices(self.settings.device, device_index)
-        self._pools: Pools = {
-            Placement.HOST: _host_pool("mem_pool", self.settings.mem_pool),
-            Placement.DEVICE: self._make_device_pool(),
-        }
-        staging = self._staging = Staging(self._pools[Placement.DEVICE], self.settings.staging_size)
-        self._identity = Identity(
-            cluster_id, role, node, names, has_device_pool=has_device_pool, staging_nbytes=staging.buffer_nbytes
-        )
-        emulates_device = self._emulates_device
-        self._caches = CacheTable(
-            self._pools, self._identity.page, self._copier, self._devices, emulates_device=emulates_device
-        )
-        local = LocalEnd(self.endpoint, self._copier, self._devices, staging, self.settings.hccl_buffer_size >> 20)
-        self._links = LinkTable(local, transports, directory, peers, self.counters)
-        self._mover = mover = Mover(
-            cluster_id, self.settings.transfer_mode, has_device_pool, self._caches, self._links, self.counters,
-            self._copier, self._devices, self._tell_owner,
-        )  # fmt: skip
-        self._local_copier = LocalCopier(self._copier, self._devices)
-        stamp = Stamp(self.settings.sync_kv_timeout_ms / 1000)
-        self._requests = Requests(mover, stamp)
-        self._rows = RowRequests(mover, stamp)
-        self._transfers = TransferTable(self.settings.transfer_threads, self.settings.result_ttl_s)
-        self._receipts = ReceiptReader(self._identity.page, cluster_id)
-        serving = Serving(local, self._caches.visit, self._receipts.keep, peers)
-        for transport in transports:
-            self._answerers |= transport.serve(serving)
-        self._answerers[CARRY_OUT] = Carrier(serving, self._links).carry_out
-        self._telling = threading.RLock()
-        self._is_closed = False
-        if tracer_pid is not None:
-            allow_tracer(tracer_pid)
-        self._announce_first()
-
-    def _make_device_pool(self) -> HostPool | DevicePool:
-        settings = self.settings.device_pool
-        if self._emulates_device or settings is None:
-            return _host_pool("device_pool", settings)
-        return DevicePool("device_pool", settings.memory_size, self._devices, page_shift=settings.page_shift)
-
-    def _announce_first(self) -> None:
+    def _begin(self) -> None:
         """Who was refused, or does not know whether it was taken, leaves nothing behind."""
         try:
             self._directory.announce(self.endpoint, self._control_deadline())
@@ -123,22 +30,6 @@ class EndpointCore(ABC):
             with suppress(Exception):  # the first error is the one to tell
                 self.close()
             raise
-
-    @property
-    def endpoint(self) -> EndpointInfo:
-        """What the others know of this endpoint."""
-        return self._identity.endpoint
-
-    @property
-    def _emulates_device(self) -> bool:
-        return self.settings.emulated_device == "host"
-
-    def _control_deadline(self) -> Deadline:
-        return Deadline.after(self.settings.control_timeout_s)
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ParamInvalid(f"endpoint {self.endpoint.cluster_id} is closed")
 
     # ---- the fabric --------------------------------------------------------------------------------
 
@@ -160,6 +51,34 @@ class EndpointCore(ABC):
         """Lets go of the memory of peers that died or freed it; who keeps an endpoint in the fabric calls it often."""
         self._links.sweep()
         self._links.tidy()
+
+    def _look_after(self) -> None:
+        """What the watch does: dead writers and peers, grants whose time is over."""
+        self._identity.page.sweep_links()
+        self._links.sweep()
+        self._grant_watch.tick()
+
+    def _refuse_new(self, reason: str) -> None:
+        """No grant is given from now on."""
+        self._grants.refuse_new(reason)
+
+    def _forget_cache(self, cache_id: int) -> None:
+        """The cache is fenced off: its grants end, and who writes under one stops."""
+        self._grants.revoke_cache(cache_id, self._control_deadline())
+
+    def peers_in_use(self) -> tuple[tuple[int, int], ...]:
+        """(cluster_id, incarnation) of the peers that this endpoint has links to, or whose grants it waits for."""
+        linked = {(link.peer.cluster_id, link.peer.incarnation) for link in self._links.links()}
+        return tuple(linked | self._grant_watch.writers())
+
+    def peer_ended(self, cluster_id: int, incarnation: int, reason: str) -> None:
+        """This peer has died or left: its links, what it was granted and what it has mapped are given back at once.
+
+        Idempotent. May wait for transfers that are just failing.
+        """
+        self._grant_watch.peer_ended(cluster_id, incarnation, reason)
+        self._links.drop_peer(incarnation)
+        self._identity.page.sweep_links()
 
     def forget_ways(self, cluster_id: int) -> None:
         """The next transfer to this endpoint asks the directory again; what is under way goes on."""
@@ -217,16 +136,14 @@ class EndpointCore(ABC):
             self.counters.add("pulls_not_told")
             logger.warning("%s was not told that row %d of its cache %d was pulled: %s", owner, row, cache_id, error)
 
-    @abstractmethod
-    def _note_pull_here(self, arguments: dict[str, Any]) -> bool:
-        """A peer has pulled tensors of a row of this endpoint."""
-
     # ---- the end -----------------------------------------------------------------------------------
 
     def status(self) -> dict[str, object]:
-        """Endpoint, caches, links, transfers, memory and counters, ready for JSON."""
+        """Endpoint, caches, links, transfers, grants, memory and counters, ready for JSON."""
         infos = [entry.info for entry in self._caches.all()]
-        return describe_endpoint(self.endpoint, infos, self._links, self._transfers, self._pools, self._devices)
+        return describe_endpoint(
+            self.endpoint, infos, self._links, self._transfers, self._pools, self._devices, self._grants, self._gate
+        )
 
     def close(self) -> None:
         """Leaves the fabric: transfers are stopped, links closed, caches fenced off and freed. Idempotent.
@@ -249,6 +166,8 @@ class EndpointCore(ABC):
             for entry in self._caches.all():
                 steps.callback(entry.end_cache)
                 steps.callback(self._caches.remove, entry.info.cache_id, self._control_deadline())
+            steps.callback(self._grants.close, self._control_deadline())
+            steps.callback(self._watch.stop)
             steps.callback(self._links.close, self._control_deadline())
             steps.callback(self._directory.leave, self.endpoint, self._control_deadline())
             steps.callback(self._transfers.close)
@@ -258,6 +177,7 @@ class EndpointCore(ABC):
         self._answerers.clear()
         self._mover.note_pull = tell_nobody
         self._links.gate(as_named)
+        self._links.on_link = nothing_to_do
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open"
@@ -265,10 +185,3 @@ class EndpointCore(ABC):
             f"<CacheManager {self.endpoint.cluster_id} {state}: {len(self._caches.all())} caches, "
             f"{len(self._links.links())} links>"
         )
-
-
-def _host_pool(name: str, settings: PoolSettings | None) -> HostPool:
-    if settings is None:
-        return HostPool(name, None, huge_pages=False)
-    huge_pages = settings.huge_pages == "auto"
-    return HostPool(name, settings.memory_size, huge_pages=huge_pages, page_shift=settings.page_shift)

@@ -17,7 +17,7 @@ from typing import NamedTuple, cast
 from ray_kvfabric.config import AdmissionSettings
 from ray_kvfabric.control.admission import Admission, Command, Commands, GiveWay, GoOn, Refuse, Start
 from ray_kvfabric.control.ageing_queue import Priority
-from ray_kvfabric.control.lane import Ticket
+from ray_kvfabric.control.lane import Stage, Ticket
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.alarm import Alarm
 from ray_kvfabric.endpoint.turn import Turn
@@ -147,9 +147,10 @@ class Gate:
     def _carry_out(self, what: str, turn: Turn, decide: Callable[[Turn, float], Commands]) -> Commands:
         with self.lock:
             now = time.monotonic()
+            own = [] if turn.stage is Stage.ENDED else [(what, turn)]  # one that ends twice ended once
             commands = decide(turn, now)
             callers = self._act(commands)
-            entries = [(what, turn), *map(_entry, commands)] if self._log else []
+            entries = [*own, *map(_entry, commands)] if self._log else []
         self._call(callers, entries, now)
         return commands
 

@@ -49,6 +49,10 @@ class Identity:
     def rename(self, alias: str) -> None:
         self.endpoint = replace(self.endpoint, alias=alias)
 
+    def drain(self) -> None:
+        self.endpoint = replace(self.endpoint, is_draining=True)
+        self.page.set_draining()
+
     def close(self) -> None:
         self._memory.close()
 

@@ -1,8 +1,9 @@
 """Jobs: one push or pull from checked arguments to landed bytes.
 
     caller's thread   arguments checked, blocks read into C arrays     (contract 12.1, steps 2 to 8)
-    running thread    source found -> way found or opened -> both sides checked -> moved
-A route that proves stale before a byte moved is resolved once more.
+    running thread    its turn awaited -> source found -> way found or opened -> both sides checked -> moved
+A route that proves stale before a byte moved, or a peer that had died by then, is resolved once more: a restarted peer
+is found by that.
 """
 
 from __future__ import annotations
@@ -11,12 +12,23 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from ray_kvfabric.cache.keys import WayName
+from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.links import Way
 from ray_kvfabric.endpoint.mover import Mover
-from ray_kvfabric.endpoint.rules import check_accessible, check_element_width, check_requested_pull
-from ray_kvfabric.errors import ParamInvalid, PeerLost, StaleIncarnation, StaleRoute, StillMoving
+from ray_kvfabric.endpoint.rules import check_accessible, check_element_width, check_pushable, check_requested_pull
+from ray_kvfabric.endpoint.turn import Turn
+from ray_kvfabric.errors import (
+    NotLinked,
+    ParamInvalid,
+    PeerGone,
+    PeerLost,
+    StaleIncarnation,
+    StaleRoute,
+    StillMoving,
+    TransferTimeout,
+)
 from ray_kvfabric.memory.copy import RegionTable, StopWord
 from ray_kvfabric.memory.device import Mark
 from ray_kvfabric.plan import Blocks, Fit, LayerRequest, Plan, blocks_fit, blocks_refusal, check_regions, span_layers
@@ -38,12 +50,27 @@ class Job(ABC):
     deadline: Deadline
     is_pull: bool
     after: Mark | None
+    priority: Priority
 
     def run(self, stop: StopWord | None = None) -> Receipt:
+        """In the caller's thread. Raises QueueFull also."""
+        with self.turn(stop) as turn:
+            return self.move(stop, turn)
+
+    def turn(self, stop: StopWord | None) -> Turn:
+        """The right to move, to be waited for. A cache that is there no longer is for `move` to miss."""
+        entry = self.mover.caches.look_up(self.cache_id)
+        target = self.way_name[0]
+        link = target if entry is None or entry.info.memory == "host" else (target, entry.info.memory)
+        nbytes = 0 if entry is None else self._nbytes(entry)
+        return self.mover.gate.turn(target, link, nbytes, self.priority, self.deadline, stop)
+
+    def move(self, stop: StopWord | None, turn: Turn) -> Receipt:
+        """With its turn taken."""
         try:
             entry = self.mover.caches.enter(self.cache_id, id(self))
             try:
-                return self._run_inside(entry, stop)
+                return self._run_inside(entry, stop, turn)
             except StillMoving:
                 entry.inside.add(_NOBODY)  # it stays in use, also when this object is gone
                 raise
@@ -53,21 +80,33 @@ class Job(ABC):
             self.mover.counters.add("transfers_failed")
             raise
 
-    def _run_inside(self, entry: CacheEntry, stop: StopWord | None) -> Receipt:
+    @abstractmethod
+    def _nbytes(self, entry: CacheEntry) -> int:
+        """About how many bytes it moves."""
+
+    def _run_inside(self, entry: CacheEntry, stop: StopWord | None, turn: Turn) -> Receipt:
+        gone = None
         try:
-            return self._run_once(entry, stop, is_last=False)
+            return self._run_once(entry, stop, turn, is_last=False)
         except StaleRoute:
             pass  # and once more, outside the handler: a second error must not hold the first one's frames
-        return self._run_once(entry, stop, is_last=True)
+        except PeerGone as error:
+            gone = str(error)
+        try:
+            return self._run_once(entry, stop, turn, is_last=True)
+        except (NotLinked, TransferTimeout):  # nobody has followed it, or nobody can say
+            if gone is None:
+                raise
+        raise PeerLost(gone)
 
     @abstractmethod
-    def _run_once(self, entry: CacheEntry, stop: StopWord | None, *, is_last: bool) -> Receipt: ...
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None, turn: Turn, *, is_last: bool) -> Receipt: ...
 
-    def _move(
-        self, way: Way, entry: CacheEntry, local: RegionTable, remote: RemoteCache, plan: Plan, stop: StopWord | None
-    ) -> Receipt:
+    def order(self, entry: CacheEntry, stop: StopWord | None, turn: Turn) -> Order:
         memory = entry.info.memory
-        order = Order(self.transfer_id, self.deadline.at_ns, stop, False, memory, self.after, self.cache_id)
+        return Order(self.transfer_id, self.deadline.at_ns, stop, memory, self.after, self.cache_id, None, turn)
+
+    def _move(self, way: Way, local: RegionTable, remote: RemoteCache, plan: Plan, order: Order) -> Receipt:
         try:
             if self.is_pull:
                 return way.link.pull(remote, local, plan, order)
@@ -80,9 +119,15 @@ class Job(ABC):
         """Both caches may take part, whatever is to be moved between them."""
         is_requested = self.is_pull and self.mover.mode == "request"
         check_accessible(here, there, str(way.link.peer), is_requested=is_requested)
+        if not self.is_pull:
+            self._check_leave(there, str(way.link.peer))
         if is_requested:
             check_requested_pull(here, there, way.link.peer, self.mover.has_device_pool)
         check_element_width(here.data_type, there.data_type, names)
+
+    def _check_leave(self, there: CacheInfo, peer: str) -> None:
+        """Whether it may push there at all."""
+        check_pushable(there, peer)
 
     def _sides(self, here: CacheInfo, there: CacheInfo) -> tuple[CacheInfo, CacheInfo]:
         """Source, then target."""
@@ -101,16 +146,26 @@ class BlocksJob(Job):
     source_blocks: Blocks
     target_blocks: Blocks
 
-    def _run_once(self, entry: CacheEntry, stop: StopWord | None, *, is_last: bool) -> Receipt:
-        way = self.mover.links.way(self.way_name, entry.info.memory, self.deadline)
+    def _nbytes(self, entry: CacheEntry) -> int:
+        return len(self.target_blocks) * entry.nbytes_of_block(self.layers)
+
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None, turn: Turn, *, is_last: bool) -> Receipt:
+        way, plan = self.prepare(entry, is_last=is_last)
+        return self._move(way, entry.table, way.remote, plan, self.order(entry, stop, turn))
+
+    def prepare(self, entry: CacheEntry, *, is_last: bool) -> tuple[Way, Plan]:
+        """The way, and what is to move on it, checked against both caches. Raises what refuses it."""
+        way = self._way(entry)
         try:
-            plan = self._plan(entry, way)
+            return way, self._plan(entry, way)
         except ParamInvalid as refusal:
             if is_last or way.link.is_current(way.remote):
                 raise
             self.mover.links.forget(way)  # it was checked against what may be there no longer
             raise StaleRoute(str(refusal)) from None
-        return self._move(way, entry, entry.table, way.remote, plan, stop)
+
+    def _way(self, entry: CacheEntry) -> Way:
+        return self.mover.links.way(self.way_name, entry.info.memory, self.deadline)
 
     def _plan(self, entry: CacheEntry, way: Way) -> Plan:
         """The native stage of contract 12.1, every refusal before a byte moves.

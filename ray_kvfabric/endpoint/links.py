@@ -60,6 +60,7 @@ class LinkTable:
         self._keeping = threading.Lock()  # of _ways, for the moment of a change
         self._forgotten = 0  # how often ways were forgotten: one that was looked for before is not kept
         self._admit: Admit = as_named
+        self.on_link: Callable[[], None] = nothing_to_do  # called when one was opened
         self._is_closed = False
 
     def way(self, name: WayName, memory: str, deadline: Deadline, *, is_asked: bool = False) -> Way:
@@ -110,6 +111,20 @@ class LinkTable:
                     self._close_dead(link)
         finally:
             self._opening.release()
+
+    def drop_peer(self, incarnation: int) -> None:
+        """The peer has ended: closes its links, and takes back what transports gave to it. What moves ends first."""
+        for link in self.links():
+            if link.peer.incarnation == incarnation:
+                link.peer_ended()
+        with self._opening:
+            self._drop(lambda _, way: way.link.peer.incarnation == incarnation)
+            dropped = [link for key, link in self._links.items() if key[0] == incarnation]
+            self._links = {key: link for key, link in self._links.items() if key[0] != incarnation}
+        for link in dropped:
+            self._end(link)
+        for transport in self._transports:
+            transport.peer_ended(incarnation)
 
     def tidy(self) -> None:
         """Tells peers what they wait for. It may wait for them, so nothing is held meanwhile."""
@@ -195,6 +210,7 @@ class LinkTable:
         link = self._links.get(key)
         if link is None:
             link = self._links[key] = transport.open_link(self._local, route.endpoint, self._peers, deadline)
+            self.on_link()
         return link
 
     def _warn_if_slow(self, transport: Transport, route: Route, memory: str) -> None:
@@ -243,6 +259,10 @@ class LinkTable:
         Raises TransferTimeout while another thread is still opening a link.
         """
         self._is_closed = True
+        self.close_all(deadline)
+
+    def close_all(self, deadline: Deadline) -> None:
+        """Raises as `close`; who needs a link later opens another."""
         if not self._opening.acquire(timeout=deadline.remaining_s):
             raise TransferTimeout("another thread is still opening a link")
         try:
@@ -274,6 +294,10 @@ def check_memories(here: LocalEnd, route: Route, memory: str) -> None:
         )
     if memory == "device" and not route.endpoint.staging_nbytes:
         raise ParamInvalid(f"{there} is HOST: from DEVICE it is reached with a device_pool of that endpoint")
+
+
+def nothing_to_do() -> None:
+    """Where nobody waits to hear of links."""
 
 
 def as_named(cluster_id: int) -> int:

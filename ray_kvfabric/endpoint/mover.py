@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.endpoint.caches import CacheTable
+from ray_kvfabric.endpoint.gate import Gate
 from ray_kvfabric.endpoint.links import LinkTable
 from ray_kvfabric.memory.copy import Copier
 from ray_kvfabric.memory.device import Devices, Mark
@@ -34,6 +35,8 @@ class Mover:
     copier: Copier
     devices: Devices
     note_pull: NotePull
+    gate: Gate
+    boot_id: str
 
     def mark(self, cache: Cache) -> Mark | None:
         """What the calling thread's current stream still has to do before a device cache may be read or written."""

@@ -7,11 +7,15 @@ import secrets
 from itertools import count
 
 from ray_kvfabric.cache.handle import Cache
-from ray_kvfabric.cache.keys import BlocksCacheKey, WayName
+from ray_kvfabric.cache.keys import BlocksCacheKey, CacheName, WayName
+from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.endpoint.grant_rules import granted_blocks
+from ray_kvfabric.endpoint.granted_job import GrantedJob
 from ray_kvfabric.endpoint.jobs import BlocksJob
 from ray_kvfabric.endpoint.mover import Mover
 from ray_kvfabric.errors import NoneGiven, ParamInvalid
+from ray_kvfabric.grant import GrantUse
 from ray_kvfabric.memory.copy import BlockList
 from ray_kvfabric.plan import LayerRequest, request_layers, request_pulled_layers
 
@@ -63,6 +67,7 @@ class Requests:
         tensors_per_layer: int,
         transfer_id: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> BlocksJob:
         check_blocks_key(key, "dst_cache_key")
         check_cache(cache, "src_cache")
@@ -71,7 +76,38 @@ class Requests:
         check_is_blocks(cache, "src_cache", targets)
         check_source_is_known(cache, "src_cache")
         layers = request_layers(src_layers, dst_layers, tensors_per_layer, cache.cache_desc.num_tensors)
-        return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, is_pull=False)
+        return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, priority, is_pull=False)
+
+    def push_granted(
+        self,
+        use: GrantUse,
+        cache: Cache,
+        src_blocks: BlockArgument,
+        src_layers: range | None,
+        dst_layers: range | None,
+        tensors_per_layer: int,
+        transfer_id: str | None = None,
+        timeout_s: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> GrantedJob:
+        """Its deadline is the grant's, if that comes first and both are of one clock."""
+        grant = use.grant
+        check_cache(cache, "src_cache")
+        sources = self._copier.BlockList(src_blocks, "src_blocks")
+        targets = self._copier.BlockList(granted_blocks(grant, use.at, len(sources)), "granted blocks")
+        check_is_blocks(cache, "src_cache", targets)
+        check_source_is_known(cache, "src_cache")
+        if src_layers is None and dst_layers is None and grant.num_tensors < cache.cache_desc.num_tensors:
+            src_layers, dst_layers, tensors_per_layer = grant.layers, grant.layers, grant.tensors_per_layer
+        layers = request_layers(src_layers, dst_layers, tensors_per_layer, cache.cache_desc.num_tensors)
+        deadline = self._stamp.deadline(timeout_s)
+        if grant.boot_id == self._mover.boot_id:
+            deadline = Deadline(min(deadline.at_ns, grant.deadline_ns))
+        way = (grant.cluster_id, CacheName("id", grant.cache_id))
+        return GrantedJob(
+            self._mover, way, cache.cache_id, layers, self._stamp.transfer_id(transfer_id), deadline, False,
+            self._mover.mark(cache), priority, sources, targets, use,
+        )  # fmt: skip
 
     def pull(
         self,
@@ -84,6 +120,7 @@ class Requests:
         tensors_per_layer: int,
         transfer_id: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> BlocksJob:
         check_blocks_key(key, "src_cache_key")
         check_cache(cache, "dst_cache")
@@ -94,7 +131,7 @@ class Requests:
         if not len(sources):
             raise ParamInvalid("src_blocks is empty, a BlocksCacheKey as src_cache_key needs some")
         check_not_own(key.cluster_id, self._mover.cluster_id)
-        return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, is_pull=True)
+        return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, priority, is_pull=True)
 
     def block_nbytes(self, cache: Cache) -> int:
         """As it was made, whatever became of its description since. Raises LLMException (LLM_KV_CACHE_NOT_EXIST)."""
@@ -106,7 +143,7 @@ class Requests:
         """One layer of transfer_cache_async, its arguments checked already."""
         sources = self._copier.BlockList(blocks[0], "src_block_indices")
         targets = self._copier.BlockList(blocks[1], "dst_block_indices")
-        return self._job(way, cache, layers, sources, targets, None, None, is_pull=False)
+        return self._job(way, cache, layers, sources, targets, None, None, Priority.NORMAL, is_pull=False)
 
     def _job(
         self,
@@ -117,6 +154,7 @@ class Requests:
         targets: BlockList,
         transfer_id: str | None,
         timeout_s: float | None,
+        priority: Priority,
         *,
         is_pull: bool,
     ) -> BlocksJob:
@@ -129,6 +167,7 @@ class Requests:
             self._stamp.deadline(timeout_s),
             is_pull,
             self._mover.mark(cache),
+            priority,
             sources,
             targets,
         )

@@ -14,6 +14,7 @@ from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.jobs import Job
 from ray_kvfabric.endpoint.links import Way
 from ray_kvfabric.endpoint.rules import check_rows_meet
+from ray_kvfabric.endpoint.turn import Turn
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import RegionTable, StopWord
 from ray_kvfabric.plan import Cut, LayerSpan, Part, Plan, span_layers
@@ -47,7 +48,10 @@ class RowJob(Job):
     addresses: tuple[int, ...] | None
     notes_pull: bool
 
-    def _run_once(self, entry: CacheEntry, stop: StopWord | None, *, is_last: bool) -> Receipt:
+    def _nbytes(self, entry: CacheEntry) -> int:
+        return entry.nbytes_of_block(self.layers)
+
+    def _run_once(self, entry: CacheEntry, stop: StopWord | None, turn: Turn, *, is_last: bool) -> Receipt:
         mover = self.mover
         way, there = mover.links.way_of_row(self.way_name, entry.info.memory, self.deadline)
         names = self._names(way)
@@ -58,8 +62,9 @@ class RowJob(Job):
         for part in parts:
             near, far = (part.target, part.source) if self.is_pull else (part.source, part.target)
             local = self._table(entry.table, entry.info, here_places, near)
-            remote = RemoteCache(way.remote.info, self._table(way.remote.table, there, there_places, far))
-            receipt = self._move(way, entry, local, remote, self._plan(span, part), stop)
+            table = self._table(way.remote.table, there, there_places, far)
+            remote = RemoteCache(way.remote.info, table, way.remote.step)
+            receipt = self._move(way, local, remote, self._plan(span, part), self.order(entry, stop, turn))
         if self.notes_pull:
             self._note_pull(way, there, parts[0].source, there_places)
         return receipt

@@ -7,6 +7,7 @@ from typing import Any
 from ray_kvfabric.cache.checks import check_int, check_type
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import UNSET_ID, CacheKey, CacheKeyByIdAndIndex, CacheName, WayName
+from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.endpoint.mover import Mover
 from ray_kvfabric.endpoint.requests import (
     BlockArgument,
@@ -107,6 +108,7 @@ class RowRequests:
             self._stamp.deadline(),
             is_pull,
             self._mover.mark(cache),
+            Priority.NORMAL,
             cut,
             addresses,
             is_pull and self._is_requested and way[1].kind != "prefix",  # prefixes stay (contract 10.2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ray_kvfabric.cache.types import DataType
-from ray_kvfabric.errors import CacheNotFound, FeatureNotEnabled, ParamInvalid
+from ray_kvfabric.errors import CacheNotFound, FeatureNotEnabled, GrantNeeded, ParamInvalid
 from ray_kvfabric.route import CacheInfo, EndpointInfo
 
 
@@ -14,6 +14,12 @@ def check_accessible(here: CacheInfo, there: CacheInfo, peer: str, *, is_request
             raise ParamInvalid(f"cache {here.cache_id} was registered with remote_accessible=False")
         if not there.remote_accessible:
             raise ParamInvalid(f"cache {there.cache_id} of {peer} was registered with remote_accessible=False")
+
+
+def check_pushable(there: CacheInfo, peer: str) -> None:
+    """A push without a grant."""
+    if there.grants_only:
+        raise GrantNeeded(f"cache {there.cache_id} of {peer} is written under grants only")
 
 
 def check_requested_pull(here: CacheInfo, there: CacheInfo, owner: EndpointInfo, has_device_pool: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ray_kvfabric.cache.types import Placement
+from ray_kvfabric.endpoint.gate import Gate
+from ray_kvfabric.endpoint.grants import GrantTable
 from ray_kvfabric.endpoint.links import LinkTable
 from ray_kvfabric.endpoint.transfers import TransferTable
 from ray_kvfabric.memory.device import Devices
@@ -18,6 +20,8 @@ def describe_endpoint(
     transfers: TransferTable,
     pools: dict[Placement, HostPool | DevicePool],
     devices: Devices,
+    grants: GrantTable,
+    gate: Gate,
 ) -> dict[str, object]:
     return {
         "cluster_id": endpoint.cluster_id,
@@ -40,6 +44,9 @@ def describe_endpoint(
             for link in links.links()
         ],
         "transfers": [{"transfer_id": each.transfer_id, "state": each.state} for each in transfers.all()],
+        "is_draining": endpoint.is_draining,
+        "grants": grants.describe(),
+        "admission": {str(target): counts for target, counts in gate.describe().items()},
         "memory": _describe_pool(pools[Placement.HOST]),
         "device_memory": _describe_pool(pools[Placement.DEVICE]),
         "transport_state": links.describe_transports(),
@@ -64,5 +71,6 @@ def _describe_cache(cache: CacheInfo) -> dict[str, object]:
         "keys": len(cache.keys),
         "bytes": cache.nbytes,
         "remote_accessible": cache.remote_accessible,
+        "grants_only": cache.grants_only,
         "fabric_memory": bool(cache.segments),
     }

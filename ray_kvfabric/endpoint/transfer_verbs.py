@@ -14,6 +14,7 @@ from ray_kvfabric.cache.layer_transfer import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.core import EndpointCore
 from ray_kvfabric.endpoint.jobs import Job
@@ -73,17 +74,19 @@ class TransferVerbs(EndpointCore):
         *,
         transfer_id: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Transfer:
-        """`push_blocks` without the wait. Wrong arguments raise here, everything else from the transfer.
+        """`push_blocks` without the wait. Wrong arguments and a full queue raise here, everything else from it.
 
         `transfer_id` is 32 hexadecimal digits, made here when left out; the same id twice is the same transfer.
+        A more urgent transfer goes first on its link, and one that moves there gives way to it.
         """
         self._check_open()
         job = self._requests.push(
             dst_cache_key, src_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range, tensor_num_per_layer,
-            transfer_id, timeout_s,
+            transfer_id, timeout_s, priority,
         )  # fmt: skip
-        return self._transfers.start(job.transfer_id, job.run, self._copier.StopWord())
+        return self._start(job)
 
     def pull_blocks(
         self,
@@ -133,14 +136,15 @@ class TransferVerbs(EndpointCore):
         *,
         transfer_id: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Transfer:
         """`pull_blocks` of a blocks cache without the wait, as `start_push` is to `push_blocks`."""
         self._check_open()
         job = self._requests.pull(
             src_cache_key, dst_cache, src_blocks, dst_blocks, src_layer_range, dst_layer_range, tensor_num_per_layer,
-            transfer_id, timeout_s,
+            transfer_id, timeout_s, priority,
         )  # fmt: skip
-        return self._transfers.start(job.transfer_id, job.run, self._copier.StopWord())
+        return self._start(job)
 
     # ---- rows ------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""For authors of transports: the conformance suite, endpoints without Ray, faults by wrapping. Needs pytest."""
+"""For authors of transports: the conformance suite, endpoints without Ray, seeded faults by wrapping. Needs pytest."""

@@ -36,9 +36,11 @@ from ray_kvfabric.errors import (
     TransferCancelled,
     TransferTimeout,
 )
+from ray_kvfabric.grant import Grant, GrantReceipt
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.testing.contents import read_tensor, write_tensor
 from ray_kvfabric.testing.directory import DictDirectory
+from ray_kvfabric.testing.grant_conformance import GrantConformance
 from ray_kvfabric.testing.peer import ChildPeer, Endpoint, LocalPeer
 
 SOURCE_ID, TARGET_ID = 11, 22
@@ -69,6 +71,9 @@ class Target(Protocol):
     def fill(self, cache_id: int, value: int) -> None: ...
     def read(self, cache_id: int) -> list[bytes]: ...
     def wait_received(self, transfer_id: str, timeout_s: float) -> Receipt: ...
+    def grant(self, cache_id: int, blocks: list[int], options: dict[str, Any]) -> Grant: ...
+    def wait_granted(self, grant_id: str, timeout_s: float) -> GrantReceipt: ...
+    def revoke_grant(self, grant_id: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -135,6 +140,10 @@ class Pair:
     def block_nbytes(self) -> int:
         return prod(SHAPE[1:]) * self.grain
 
+    def source_bytes(self, cache: Cache) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """[tensor, block, byte]"""
+        return source_bytes(cache)
+
     def target_bytes(self, cache_id: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """[tensor, block, byte]"""
         tensors = [np.frombuffer(each, np.uint8) for each in self.target.read(cache_id)]
@@ -183,7 +192,7 @@ class _Computed(LayerSynchronizer):
 KEY = BlocksCacheKey(TARGET_ID, 0)
 
 
-class TransportConformance:
+class TransportConformance(GrantConformance):
     """Inherit it and give a `pair` fixture."""
 
     def test_a_push_lands_every_listed_block_and_touches_no_other_byte(self, pair: Pair) -> None:

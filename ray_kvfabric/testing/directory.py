@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ray_kvfabric.cache.keys import CacheName
-from ray_kvfabric.control.directory import exclude, meet, taken
+from ray_kvfabric.control.directory import exclude, meet, refuse_draining, taken
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import CacheNotFound, NotLinked
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
@@ -48,6 +48,7 @@ class DictDirectory:
         """The newest cache of that name; a request or prefix stays with the first that had it."""
         self.calls["resolve"] += 1
         endpoint = self._at(cluster_id)
+        refuse_draining(endpoint)
         found = [cache for cache in self.held[cluster_id].values() if cache.is_named(name)]
         if not found:
             what = f"blocks cache of model_id {name.model_id}" if name.kind == "model" else str(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
@@ -15,9 +16,13 @@ from ray_kvfabric.cache.keys import BlocksCacheKey, CacheKey
 from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings
-from ray_kvfabric.route import Receipt
+from ray_kvfabric.grant import Grant, GrantReceipt
+from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt
 from ray_kvfabric.testing.contents import read_tensor, write_tensor
 from ray_kvfabric.testing.directory import DictDirectory
+from ray_kvfabric.testing.faults import EventLog, FaultPlan, FaultyTransport, Logged, PauseHook
+from ray_kvfabric.testing.occasion import go_on
+from ray_kvfabric.transport.base import Transport
 
 PATIENCE_S = 60.0
 
@@ -83,6 +88,15 @@ class Endpoint:
     def wait_received(self, transfer_id: str, timeout_s: float) -> Receipt:
         return self.manager.wait_received(transfer_id, timeout_s)
 
+    def grant(self, cache_id: int, blocks: list[int], options: dict[str, Any]) -> Grant:
+        return self.manager.grant_blocks(self.manager.cache(cache_id), blocks, **options).grant
+
+    def wait_granted(self, grant_id: str, timeout_s: float) -> GrantReceipt:
+        return self.manager.issued(grant_id).wait(timeout_s)
+
+    def revoke_grant(self, grant_id: str) -> None:
+        self.manager.issued(grant_id).revoke()
+
     def status(self) -> dict[str, object]:
         return self.manager.status()
 
@@ -91,24 +105,71 @@ class Endpoint:
 
 
 class LocalPeer(Endpoint):
-    """An endpoint of this process, in a directory that is a dictionary."""
+    """An endpoint of this process, in a directory that is a dictionary.
 
-    def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
-        super().__init__(CacheManager(cluster_id, directory=directory, settings=settings))
+    With `faults` its transports are wrapped: `log` says what came of it, `pause` is called where the plan says so.
+    """
+
+    def __init__(
+        self,
+        cluster_id: int,
+        directory: DictDirectory,
+        settings: EndpointSettings | None = None,
+        *,
+        faults: FaultPlan | None = None,
+        pause: PauseHook = go_on,
+    ) -> None:
         self.directory = directory
+        self.log = EventLog()
+        self._faulty: list[FaultyTransport] = []
+
+        def wrap(inner: Transport) -> Transport:
+            self._faulty.append(FaultyTransport(inner, faults or FaultPlan(), log=self.log, pause=pause))
+            return self._faulty[-1]
+
+        super().__init__(
+            CacheManager(
+                cluster_id, directory=directory, settings=settings, wrap_transport=None if faults is None else wrap
+            )
+        )
+
+    def logged(self) -> list[Logged]:
+        """What became of its pushes and pulls since this was asked before."""
+        return self.log.take()
+
+    def deliver_late(self) -> None:
+        """Makes the duplicates of its pushes now."""
+        for transport in self._faulty:
+            transport.deliver_late()
+
+    def learn(self, endpoints: dict[int, EndpointInfo], held: dict[int, dict[int, CacheInfo]]) -> None:
+        """Who else there is, and what they hold: in a child the directory is its own."""
+        self.directory.endpoints.update(endpoints)
+        self.directory.held.update(held)
 
 
 class ChildPeer:
-    """A LocalPeer in a child process; what it announces is copied into the parent's directory after each command."""
+    """A LocalPeer in a child process; what it announces is copied into the parent's directory after each command.
+
+    `kind` is the class that the child makes, `faults` the plan of its transports.
+    """
 
     dies_alone = True
 
-    def __init__(self, cluster_id: int, directory: DictDirectory, settings: EndpointSettings | None = None) -> None:
+    def __init__(
+        self,
+        cluster_id: int,
+        directory: DictDirectory,
+        settings: EndpointSettings | None = None,
+        *,
+        kind: type[LocalPeer] = LocalPeer,
+        faults: FaultPlan | None = None,
+    ) -> None:
         self.cluster_id = cluster_id
         self.directory = directory
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, cluster_id, settings), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, kind, cluster_id, settings, faults), daemon=True)
         self._process.start()
         theirs.close()
         self._mirror(self._receive())
@@ -147,8 +208,27 @@ class ChildPeer:
         receipt: Receipt = self._call("wait_received", transfer_id, timeout_s)
         return receipt
 
+    def grant(self, cache_id: int, blocks: list[int], options: dict[str, Any]) -> Grant:
+        grant: Grant = self._call("grant", cache_id, blocks, options)
+        return grant
+
+    def wait_granted(self, grant_id: str, timeout_s: float) -> GrantReceipt:
+        receipt: GrantReceipt = self._call("wait_granted", grant_id, timeout_s)
+        return receipt
+
+    def revoke_grant(self, grant_id: str) -> None:
+        self._call("revoke_grant", grant_id)
+
     def status(self) -> dict[str, object]:
         return dict(self._call("status"))
+
+    def call(self, command: str, *arguments: object) -> Any:
+        """Any method of `kind`, for the commands of a test's own. Raises EOFError when the child dies in it."""
+        return self._call(command, *arguments)
+
+    def introduce(self) -> None:
+        """Lets the child know what the parent's directory says of the others."""
+        self._call("learn", dict(self.directory.endpoints), dict(self.directory.held))
 
     def stop(self) -> None:
         """SIGSTOP: stopped, not dead."""
@@ -164,7 +244,8 @@ class ChildPeer:
 
     def close(self) -> None:
         if self._process.is_alive():
-            self._pipe.send(("close", ()))
+            with suppress(OSError):  # it may be dying
+                self._pipe.send(("close", ()))
             self._process.join(PATIENCE_S)
         self._process.kill()
         self._process.join(PATIENCE_S)
@@ -185,14 +266,21 @@ class ChildPeer:
         return self._pipe.recv()
 
     def _mirror(self, answer: Any) -> None:
+        """The child speaks for itself only."""
         _, endpoints, held = answer
-        self.directory.endpoints.update(endpoints)
-        self.directory.held.update(held)
+        for mine, theirs in ((self.directory.endpoints, endpoints), (self.directory.held, held)):
+            mine.update({cluster_id: each for cluster_id, each in theirs.items() if cluster_id == self.cluster_id})
 
 
-def _serve(pipe: Connection, cluster_id: int, settings: EndpointSettings | None) -> None:
+def _serve(
+    pipe: Connection,
+    kind: type[LocalPeer],
+    cluster_id: int,
+    settings: EndpointSettings | None,
+    faults: FaultPlan | None,
+) -> None:
     directory = DictDirectory()
-    peer = LocalPeer(cluster_id, directory, settings)
+    peer = kind(cluster_id, directory, settings, faults=faults)
     pipe.send((None, directory.endpoints, directory.held))
     while True:
         command, arguments = pipe.recv()

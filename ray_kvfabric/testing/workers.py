@@ -24,8 +24,10 @@ from ray_kvfabric.actors.worker import CacheWorker
 from ray_kvfabric.cache.types import Placement
 from ray_kvfabric.config import EndpointSettings, FabricConfig, WorkerGroup
 from ray_kvfabric.fabric import Fabric
+from ray_kvfabric.grant import Grant, GrantReceipt
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.testing.conformance import PATIENCE_S, SOURCE_ID, TARGET_ID, Pair, TransportConformance
+from ray_kvfabric.testing.grant_conformance import GrantConformance
 from ray_kvfabric.testing.peer import Endpoint
 
 CASE_S = 120.0  # for one case, however slow the machine
@@ -76,7 +78,8 @@ def cases() -> list[Case]:
     """Every test of the suite, with every set of its parameters."""
     return [
         Case(name, arguments)
-        for name, function in vars(TransportConformance).items()
+        for kind in (TransportConformance, GrantConformance)
+        for name, function in vars(kind).items()
         if name.startswith("test_")
         for arguments in _parameters(function)
     ]
@@ -237,6 +240,17 @@ class RemoteTarget:
     def wait_received(self, transfer_id: str, timeout_s: float) -> Receipt:
         receipt: Receipt = self._call("command", "wait_received", transfer_id, timeout_s)
         return receipt
+
+    def grant(self, cache_id: int, blocks: list[int], options: dict[str, Any]) -> Grant:
+        grant: Grant = self._call("command", "grant", cache_id, blocks, options)
+        return grant
+
+    def wait_granted(self, grant_id: str, timeout_s: float) -> GrantReceipt:
+        receipt: GrantReceipt = self._call("command", "wait_granted", grant_id, timeout_s)
+        return receipt
+
+    def revoke_grant(self, grant_id: str) -> None:
+        self._call("command", "revoke_grant", grant_id)
 
     def place(self, placement: str) -> None:
         self._call("place", placement)

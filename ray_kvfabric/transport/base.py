@@ -16,8 +16,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.memory.copy import Copier, RegionTable, StopWord
+from ray_kvfabric.grant import GrantUse
+from ray_kvfabric.memory.copy import Copier, Fence, RegionTable, StopWord, WayWord
 from ray_kvfabric.memory.device import Devices, Mark
 from ray_kvfabric.memory.staging import Staging
 from ray_kvfabric.plan import Plan
@@ -53,6 +57,15 @@ class LocalEnd:
     hccl_buffer_mib: int
 
 
+class Turn(Protocol):
+    """A transfer's leave to move, which more urgent ones may interrupt."""
+
+    @property
+    def give_way(self) -> WayWord | None: ...
+    def pause(self, deadline: Deadline, stop: StopWord | None) -> None:
+        """Until it may go on. Raises TransferTimeout, TransferCancelled."""
+
+
 class Order(NamedTuple):
     """How one transfer is to be carried out. `deadline_ns` is CLOCK_MONOTONIC.
 
@@ -62,18 +75,36 @@ class Order(NamedTuple):
     transfer_id: str
     deadline_ns: int
     stop: StopWord | None = None
-    digest: bool = False
     memory: str = "host"
     after: Mark | None = None
     cache_id: int = 0
+    use: GrantUse | None = None
+    turn: Turn | None = None
+
+
+class Step(NamedTuple):
+    """From where on a plan is copied, and what may end that early: see `memory.copy.BlockCopy`."""
+
+    begin: int = 0
+    fence: Fence | None = None
+    give_way: WayWord | None = None
+    digests: NDArray[np.uint32] | None = None
+
+
+WHOLE = Step()
 
 
 @dataclass(slots=True)
 class RemoteCache:
-    """A peer's cache; `table` holds its regions as this link reaches them."""
+    """A peer's cache; `table` holds its regions as this link reaches them.
+
+    `step` is how it is usually copied: whole, while the peer's shared page, where this process has mapped it, says that
+    the cache is current.
+    """
 
     info: CacheInfo
     table: RegionTable
+    step: Step = WHOLE
 
 
 class Stretch(NamedTuple):
@@ -98,11 +129,14 @@ class Serving(NamedTuple):
     """What a transport needs to answer peers.
 
     `visit(cache_id, generation)`: the memory is not freed inside; raises StaleRoute.
+    `receive(question)`: the same for a push, if this endpoint lets it in; what it did under a grant is noted. Raises
+    StaleRoute, GrantRefused, GrantNeeded, EndpointDraining, ParamInvalid.
     `keep` holds a receipt ready for whoever waits for it here.
     """
 
     local: LocalEnd
     visit: Callable[[int, int], AbstractContextManager[LocalCache]]
+    receive: Callable[[dict[str, Any]], AbstractContextManager[LocalCache]]
     keep: Callable[[Receipt], None]
     peers: PeerCalls | None
 
@@ -128,7 +162,7 @@ class Link(ABC):
         """Writes local blocks into the peer's and leaves a receipt there.
 
         Raises StaleRoute (no byte moved), CacheNotFound (freed meanwhile), PeerLost, TransferTimeout,
-        TransferCancelled, ParamInvalid.
+        TransferCancelled, ParamInvalid; under a grant GrantRefused, and what fails after that fails its writer.
         """
 
     @abstractmethod
@@ -162,12 +196,19 @@ class Link(ABC):
         }
         return {name: amount for name, amount in counted.items() if amount}
 
+    @abstractmethod
+    def fail_grant(self, use: GrantUse, code: int, reason: str, deadline: Deadline) -> None:
+        """Lets the receiver know that this writer will not bring the rest. Raises GrantRefused, PeerLost."""
+
     def is_current(self, remote: RemoteCache) -> bool | None:
         """Whether the peer still has the cache as it was opened; None where that cannot be told without a call."""
         return None
 
     def tidy(self) -> None:  # noqa: B027  # most have nothing to tell
         """Tells the peer what it waits for, now and then; no transfer depends on it."""
+
+    def peer_ended(self) -> None:  # noqa: B027  # where a process of this host is watched, nothing is new
+        """Whoever knows says that the peer's incarnation has ended."""
 
     @property
     @abstractmethod
@@ -213,6 +254,9 @@ class Transport(ABC):
 
     def sweep(self) -> None:  # noqa: B027
         """Takes back what was given to peers that died since; called now and then."""
+
+    def peer_ended(self, incarnation: int) -> None:  # noqa: B027
+        """Takes back what was given to this peer, wherever it was."""
 
     def describe(self) -> dict[str, object]:
         """What it holds besides its links, ready for JSON."""

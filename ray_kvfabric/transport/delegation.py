@@ -7,16 +7,18 @@ pull, host there -> device here     the peer pushes to here
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import PeerLost
+from ray_kvfabric.errors import LLMException, PeerLost
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.base import Link, Order, RemoteCache
 from ray_kvfabric.transport.device_copy import await_turn
+from ray_kvfabric.transport.granted import check_undigested
 from ray_kvfabric.transport.questions import ask, tell_plan, told
 
 CARRY_OUT = "carry_out"
@@ -51,7 +53,14 @@ class Delegate:
         self.tally = Tally()
 
     def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
-        return self._ask(source, target, plan, order, is_pull=False)
+        check_undigested(order.use, self._link.transport)
+        try:
+            return self._ask(source, target, plan, order, is_pull=False)
+        except LLMException as error:
+            if order.use is not None:
+                with suppress(LLMException):
+                    self._link.fail_grant(order.use, error.status_code, str(error), Deadline.after(0))
+            raise
 
     def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:
         return self._ask(target, source, plan, order, is_pull=True)
@@ -79,5 +88,9 @@ class Delegate:
             "their_cluster_id": self._link.local.endpoint.cluster_id,
             "their_cache_id": order.cache_id,
             "your_regions": told(remote.table),
+            "from_cluster_id": self._link.local.endpoint.cluster_id,
+            "incarnation": self._link.local.endpoint.incarnation,
+            "transport": self._link.transport,
+            "use": order.use,
             **tell_plan(plan),
         }

@@ -35,12 +35,13 @@ from ray_kvfabric.transport.base import (
     Order,
     RemoteCache,
     Serving,
+    Step,
     Transport,
 )
 from ray_kvfabric.transport.delegation import Delegate
-from ray_kvfabric.transport.device_copy import Outcome, carry_out, pieces_of
+from ray_kvfabric.transport.device_copy import carry_out, pieces_of
 from ray_kvfabric.transport.device_shares import SHARE, UNMAPPED, ShareDesk
-from ray_kvfabric.transport.host_link import HostLink, same_host_refusal
+from ray_kvfabric.transport.host_link import HostLink, Outcome, same_host_refusal
 from ray_kvfabric.transport.questions import ask
 
 TELL_S = 5.0
@@ -146,15 +147,15 @@ class DeviceIpcLink(HostLink):
             return self._delegate.pull(source, target, plan, order)
         return super().pull(source, target, plan, order)
 
-    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> Outcome:
+    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order, step: Step) -> Outcome:
+        if step.digests is not None:
+            raise FeatureNotEnabled("device_ipc computes no digest: the bytes pass through the device only")
         return self._move(source, target, plan, order, is_pull=False)
 
-    def _read(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> Outcome:
+    def _read(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order, step: Step) -> Outcome:
         return self._move(source, target, plan, order, is_pull=True)
 
     def _move(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order, *, is_pull: bool) -> Outcome:
-        if order.digest:
-            raise FeatureNotEnabled("device_ipc computes no digest: the bytes pass through the device only")
         pieces = pieces_of(self.local, source, target, plan)
         device = self.local.devices.open(f"transfer {order.transfer_id}")
         return carry_out(device, self.local.staging, pieces, order, is_pull=is_pull)

@@ -22,7 +22,6 @@ from typing import Any
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import (
     FabricError,
-    FeatureNotEnabled,
     LinkFailed,
     LLMException,
     PeerLost,
@@ -30,6 +29,7 @@ from ray_kvfabric.errors import (
     TransferCancelled,
     TransferTimeout,
 )
+from ray_kvfabric.grant import GrantUse
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
@@ -48,6 +48,7 @@ from ray_kvfabric.transport.base import (
 )
 from ray_kvfabric.transport.delegation import Tally
 from ray_kvfabric.transport.device_copy import await_turn, check_limits, pieces_of
+from ray_kvfabric.transport.granted import check_undigested
 from ray_kvfabric.transport.hccl_communicator import Communicator
 from ray_kvfabric.transport.hccl_halves import Half, run_half
 from ray_kvfabric.transport.hccl_library import RECEIVE, SEND
@@ -61,7 +62,7 @@ from ray_kvfabric.transport.hccl_pairs import (
 )
 from ray_kvfabric.transport.hccl_responder import TAKE_PART, Responder
 from ray_kvfabric.transport.host_link import same_host_refusal
-from ray_kvfabric.transport.questions import ask, tell_plan, told
+from ray_kvfabric.transport.questions import FAIL_GRANT, ask, tell_plan, told
 
 LEAVE_S = 2.0
 DOUBT_S = 1.0  # for the responder to say why the exchange broke
@@ -92,7 +93,18 @@ class HcclLink(Link):
         return Pair(self.local.endpoint.incarnation, self.peer.incarnation, is_pull)
 
     def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
-        return self._exchange(source, target.table, target.info, plan, order, is_pull=False)
+        check_undigested(order.use, self.transport)
+        try:
+            return self._exchange(source, target.table, target.info, plan, order, is_pull=False)
+        except LLMException as error:
+            if order.use is not None:
+                with suppress(FabricError):
+                    self.fail_grant(order.use, error.status_code, str(error), Deadline.after(LEAVE_S))
+            raise
+
+    def fail_grant(self, use: GrantUse, code: int, reason: str, deadline: Deadline) -> None:
+        question = {**self._pair(is_pull=False)._asdict(), "use": use, "code": int(code), "reason": reason}
+        ask(self._peers, self.peer, FAIL_GRANT, question, deadline)
 
     def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:
         return self._exchange(source.table, target, source.info, plan, order, is_pull=True)
@@ -100,8 +112,6 @@ class HcclLink(Link):
     def _exchange(
         self, source: RegionTable, target: RegionTable, there: CacheInfo, plan: Plan, order: Order, *, is_pull: bool
     ) -> Receipt:
-        if order.digest:
-            raise FeatureNotEnabled("hccl computes no digest: the bytes pass through the device only")
         started_ns = time.monotonic_ns()
         pieces = pieces_of(self.local, source, target, plan, apart=True)
         half = Half(
@@ -118,6 +128,7 @@ class HcclLink(Link):
             **tell_plan(plan),
             "window_nbytes": half.window_nbytes,
             "started_ns": started_ns,
+            "use": order.use,
         }
         if not self.is_alive:
             raise PeerLost(f"{self.peer} has died; nothing was moved")
@@ -209,6 +220,9 @@ class HcclLink(Link):
     def device_nbytes(self) -> int:
         return self._pairs.nbytes_of([self._pair(is_pull=is_pull) for is_pull in self._turns])
 
+    def peer_ended(self) -> None:
+        self._is_lost = True
+
     @property
     def is_alive(self) -> bool:
         return not self._is_lost and not (self._pidfd >= 0 and shared_page.has_ended(self._pidfd))
@@ -260,6 +274,10 @@ class HcclTransport(Transport):
     def sweep(self) -> None:
         if self._pairs is not None:
             self._pairs.sweep()
+
+    def peer_ended(self, incarnation: int) -> None:
+        if self._pairs is not None:
+            self._pairs.peer_ended(incarnation)
 
     def describe(self) -> dict[str, object]:
         if self._pairs is None or not self._pairs.pairs():

@@ -103,6 +103,12 @@ class PairTable:
                 os.close(self._processes.pop(incarnation))
         self._close({pair for pair in self.pairs() if dead & set(pair[:2])})
 
+    def peer_ended(self, incarnation: int) -> None:
+        """Of a process of another host nothing but this tells."""
+        with self._lock:
+            mine = {pair for pair in self._made if incarnation in (pair.initiator, pair.responder)}
+        self._close(mine)
+
     def pairs(self) -> list[Pair]:
         with self._lock:
             return [*self._made]

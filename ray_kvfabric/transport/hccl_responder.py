@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.route import Receipt
-from ray_kvfabric.transport.base import Order, Serving
+from ray_kvfabric.transport.base import LocalCache, Order, Serving
 from ray_kvfabric.transport.device_copy import check_limits, pieces_of
 from ray_kvfabric.transport.hccl_communicator import Communicator
 from ray_kvfabric.transport.hccl_halves import Half, run_half
@@ -39,7 +40,7 @@ class Responder:
 
     def _take_part(self, communicator: Communicator, arguments: dict[str, Any], deadline: Deadline) -> Receipt:
         local, is_pull = self._serving.local, arguments["is_pull"]
-        with self._serving.visit(arguments["cache_id"], arguments["generation"]) as cache:
+        with self._visit(arguments) as cache:
             here = local.copier.RegionTable(inside(cache.info, arguments["your_regions"]), owner=cache.table)
             there = local.copier.RegionTable(arguments["my_regions"])
             source, target = (here, there) if is_pull else (there, here)
@@ -52,6 +53,11 @@ class Responder:
         if not is_pull:
             self._serving.keep(receipt)
         return receipt
+
+    def _visit(self, arguments: dict[str, Any]) -> AbstractContextManager[LocalCache]:
+        if arguments["is_pull"]:
+            return self._serving.visit(arguments["cache_id"], arguments["generation"])
+        return self._serving.receive({**arguments, "incarnation": arguments["initiator"], "transport": "hccl"})
 
     def _receipt(self, arguments: dict[str, Any], plan: Plan, nbytes: int, is_pull: bool) -> Receipt:
         return Receipt(

@@ -8,23 +8,25 @@ from ray_kvfabric.memory.foreign import check_mapped
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
-from ray_kvfabric.transport.base import Capabilities, Link, LocalEnd, Order, RemoteCache, Transport
-from ray_kvfabric.transport.host_link import HostLink, same_host_refusal
+from ray_kvfabric.transport.base import Capabilities, Link, LocalEnd, Order, RemoteCache, Step, Transport
+from ray_kvfabric.transport.host_link import HostLink, Outcome, same_host_refusal
 
 
 class LoopbackLink(HostLink):
     transport = "loopback"
+    reaches_memory = True
 
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         """The cache at its own addresses; its owner does not free it while a transfer is inside."""
         if not cache.segments:
             what = f"a tensor of cache {cache.cache_id} of {self.peer}"
             check_mapped(what, [(region.base, region.extent) for region in cache.regions])
-        return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
+        table = self.local.copier.RegionTable(cache.regions)
+        return self._whole(cache, table)
 
-    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
+    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order, step: Step) -> Outcome:
         span = plan.span
-        return self.local.copier.copy_blocks(
+        status, nbytes, _ = self.local.copier.copy_blocks(
             source,
             target,
             span.source_first,
@@ -34,8 +36,12 @@ class LoopbackLink(HostLink):
             plan.target_blocks,
             deadline_ns=order.deadline_ns,
             stop=order.stop,
-            digest=order.digest,
+            fence=step.fence,
+            give_way=step.give_way,
+            begin=step.begin,
+            digests=step.digests,
         )
+        return status, nbytes, 0
 
     _read = _write
 

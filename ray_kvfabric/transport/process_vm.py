@@ -12,14 +12,17 @@ import os
 import platform
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import FeatureNotEnabled, LinkFailed
+from ray_kvfabric.errors import LinkFailed
 from ray_kvfabric.memory.copy import RegionTable
 from ray_kvfabric.plan import LayerSpan, Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
-from ray_kvfabric.transport.base import Capabilities, Link, LocalEnd, Order, RemoteCache, Transport
-from ray_kvfabric.transport.host_link import HostLink, same_host_refusal
+from ray_kvfabric.transport.base import Capabilities, Link, LocalEnd, Order, RemoteCache, Step, Transport
+from ray_kvfabric.transport.host_link import HostLink, Outcome, same_host_refusal
 
 ProcessCopy = Callable[..., tuple[int, int, int]]  # the kernel's write_process or read_process
 ADMIT_WRITER = "admit_writer"  # the question to a peer that has named no tracer
@@ -41,7 +44,8 @@ class ProcessVmLink(HostLink):
             raise LinkFailed(
                 f"cache {cache.cache_id} of {self.peer} cannot be reached by process_vm: {os.strerror(problem)}"
             )
-        return RemoteCache(cache, self.local.copier.RegionTable(cache.regions))
+        table = self.local.copier.RegionTable(cache.regions)
+        return self._whole(cache, table)
 
     def _probe(self, cache: CacheInfo) -> int:
         """The errno of reading one byte of the cache; 0 when that works."""
@@ -51,20 +55,27 @@ class ProcessVmLink(HostLink):
         there = copier.RegionTable([(cache.regions[0].base, 1, 1, 1)])
         first = copier.BlockList([0], "probe")
         plan = Plan(LayerSpan(0, 0, 1, 0, 1), first, first)
-        status, _, problem = self._read(there, here, plan, Order("", 0))
+        status, _, problem = self._read(there, here, plan, Order("", 0), Step())
         return problem if status else 0
 
-    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
-        return self._cross(self.local.copier.write_process, source, target, plan, order)
+    def _write(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order, step: Step) -> Outcome:
+        if step.digests is not None and step.begin == 0:  # the kernel copies, so the bytes are read once more
+            self._digest(source, plan, order, step.digests)
+        return self._cross(self.local.copier.write_process, source, target, plan, order, step)
 
-    def _read(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order) -> tuple[int, int, int]:
-        return self._cross(self.local.copier.read_process, source, target, plan, order)
+    def _digest(self, source: RegionTable, plan: Plan, order: Order, digests: NDArray[np.uint32]) -> None:
+        span = plan.span
+        self.local.copier.block_digests(
+            source, span.source_first, span.num_regions, plan.source_blocks, digests,
+            deadline_ns=order.deadline_ns, stop=order.stop,
+        )  # fmt: skip
+
+    def _read(self, source: RegionTable, target: RegionTable, plan: Plan, order: Order, step: Step) -> Outcome:
+        return self._cross(self.local.copier.read_process, source, target, plan, order, step)
 
     def _cross(
-        self, copy: ProcessCopy, source: RegionTable, target: RegionTable, plan: Plan, order: Order
-    ) -> tuple[int, int, int]:
-        if order.digest:
-            raise FeatureNotEnabled("process_vm computes no digest: the bytes pass through the kernel only")
+        self, copy: ProcessCopy, source: RegionTable, target: RegionTable, plan: Plan, order: Order, step: Step
+    ) -> Outcome:
         span = plan.span
         return copy(
             self.peer.pid,
@@ -77,6 +88,9 @@ class ProcessVmLink(HostLink):
             plan.target_blocks,
             deadline_ns=order.deadline_ns,
             stop=order.stop,
+            begin=step.begin,
+            fence=step.fence,
+            give_way=step.give_way,
         )
 
 

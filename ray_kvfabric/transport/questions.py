@@ -19,6 +19,7 @@ from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo
 from ray_kvfabric.transport.base import RemoteCache
 
+FAIL_GRANT = "fail_grant"  # a writer that has no page to write it into says why it will not bring the rest
 LONG = frozenset({"carry_out", "hccl_take_part", "hccl_lead"})  # their answers wait for other answers of this kind
 
 

@@ -70,7 +70,7 @@ class ReceiptReader:
         if record is None:
             self.overwritten += 1
             return
-        transfer_id, source, cache_id, layer, layers, blocks, nbytes, started_ns, landed_ns, digest, number = record
+        transfer_id, source, cache_id, layer, layers, blocks, nbytes, started_ns, landed_ns, number = record
         receipt = Receipt(
             transfer_id=transfer_id.hex(),
             source_cluster_id=source,
@@ -83,7 +83,6 @@ class ReceiptReader:
             transport=_NUMBERED[number],
             started_ns=started_ns,
             landed_ns=landed_ns,
-            digest=digest,
         )
         self._keep_receipt(receipt)
 

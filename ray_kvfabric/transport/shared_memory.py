@@ -24,7 +24,8 @@ class SharedMemoryLink(LoopbackLink):
     def open_cache(self, cache: CacheInfo, deadline: Deadline) -> RemoteCache:
         memories = [(segment, self._open(segment, cache)) for segment in cache.segments]
         regions = [self._mapped(region, memories) for region in cache.regions]
-        return RemoteCache(cache, self.local.copier.RegionTable(regions, owner=memories))
+        table = self.local.copier.RegionTable(regions, owner=memories)
+        return self._whole(cache, table)
 
     def _open(self, segment: Segment, cache: CacheInfo) -> HostMemory:
         try:

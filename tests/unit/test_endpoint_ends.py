@@ -223,8 +223,8 @@ def test_a_push_that_meets_the_end_of_its_link_finds_it_stale_and_leaves_its_cel
     cache = two.source.allocate_blocks_cache(desc())
     two.source.push_blocks(KEY, cache, [0], [0])
     (link,) = two.source._links.links()
-    page = link._page
-    monkeypatch.setattr(link, "_page", Closing(page, lambda: two.source._links._close_dead(link)))
+    page = link.page
+    monkeypatch.setattr(link, "page", Closing(page, lambda: two.source._links._close_dead(link)))
     two.source.push_blocks(KEY, cache, [0], [1])
     (other,) = two.source._links.links()
     assert other is not link

@@ -611,7 +611,7 @@ DEVIATIONS = (
         contract="5",
         names=(*_REGISTERS, *_ALLOCATES),
         reference="the number of caches is not limited by itself",
-        ours="an endpoint holds 4096 caches at once, one more is LLM_FAILED",
+        ours="an endpoint holds 16384 caches at once, grants among them; one more is LLM_FAILED",
         why="each has a word in the endpoint's shared page, which tells peers that it was freed",
     ),
     Deviation(

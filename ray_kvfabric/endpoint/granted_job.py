@@ -1,0 +1,47 @@
+"""GrantedJob: blocks of one cache to the blocks that a receiver has granted, and to nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_kvfabric.endpoint.cache_entry import CacheEntry
+from ray_kvfabric.endpoint.grant_rules import check_incarnation, check_span
+from ray_kvfabric.endpoint.jobs import BlocksJob
+from ray_kvfabric.endpoint.links import Way
+from ray_kvfabric.endpoint.turn import Turn
+from ray_kvfabric.errors import GrantRevoked
+from ray_kvfabric.grant import GrantUse
+from ray_kvfabric.memory.copy import StopWord
+from ray_kvfabric.plan import Plan
+from ray_kvfabric.route import CacheInfo
+from ray_kvfabric.transport.base import Order
+
+
+@dataclass(slots=True)
+class GrantedJob(BlocksJob):
+    """Refusals of the grant itself are the receiver's page's to make; here the way is checked and the plan."""
+
+    use: GrantUse
+
+    def _way(self, entry: CacheEntry) -> Way:
+        """One that was opened to another incarnation, or another cache, is looked for once more."""
+        grant, links = self.use.grant, self.mover.links
+        way = BlocksJob._way(self, entry)
+        if (way.route.endpoint.incarnation, way.remote.info.generation) != (grant.incarnation, grant.generation):
+            links.forget(way)
+            way = BlocksJob._way(self, entry)
+        check_incarnation(grant, way.route.endpoint)
+        if way.remote.info.generation != grant.generation:
+            raise GrantRevoked(f"{grant}: cache {grant.cache_id} was freed or re-keyed since")
+        return way
+
+    def _plan(self, entry: CacheEntry, way: Way) -> Plan:
+        plan = BlocksJob._plan(self, entry, way)
+        check_span(self.use.grant, plan.span)
+        return plan
+
+    def _check_leave(self, there: CacheInfo, peer: str) -> None:
+        """The grant is its leave."""
+
+    def order(self, entry: CacheEntry, stop: StopWord | None, turn: Turn) -> Order:
+        return BlocksJob.order(self, entry, stop, turn)._replace(use=self.use)
