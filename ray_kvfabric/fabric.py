@@ -16,8 +16,9 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_kvfabric.actors.clients import SchedulerClient
-from ray_kvfabric.actors.edge import fetch, peer_errors, require_ray
+from ray_kvfabric.actors.edge import peer_errors, repeated, require_ray
 from ray_kvfabric.actors.endpoint import Seat, open_endpoint
+from ray_kvfabric.actors.granting import Granting
 from ray_kvfabric.actors.launch import (
     Started,
     end_fabric,
@@ -47,7 +48,7 @@ START_S = 90.0
 END_S = 20.0
 
 
-class Fabric:
+class Fabric(Granting):
     """One fabric of a Ray cluster, by name. What this object started ends with it, unless it is detached."""
 
     def __init__(self, config: FabricConfig, *, timeout_s: float = 20.0) -> None:
@@ -183,17 +184,23 @@ class Fabric:
         return ref
 
     def deallocate_blocks_cache(self, cache: CacheRef) -> None:
-        self._on_worker(cache.cluster_id, "deallocate_blocks_cache", cache.cache_id)
+        """Raises StaleIncarnation for a handle of an incarnation that was replaced."""
+        self._on_worker(cache.cluster_id, "deallocate_blocks_cache", cache.cache_id, incarnation=cache.incarnation)
 
-    def _on_worker(self, cluster_id: int, method: str, *arguments: object) -> Any:
+    def _on_worker(self, cluster_id: int, method: str, *arguments: object, **named: object) -> Any:
+        """Takes effect once, however often the call or its answer is lost until the deadline."""
+        call_id = uuid.uuid4().hex
         with peer_errors(f"worker {cluster_id} of fabric {self.name!r}"):
-            call = getattr(self.worker(cluster_id), method).remote(*arguments)
-            return fetch(call, self._deadline(), f"{method} of worker {cluster_id}")
+            return repeated(
+                lambda: getattr(self.worker(cluster_id), method).remote(*arguments, **named, call_id=call_id),
+                self._deadline(),
+                f"{method} of worker {cluster_id}",
+            )
 
     def caches(self) -> dict[CacheRef, CacheInfo]:
         """Every cache that endpoints have published."""
         return {
-            CacheRef(member.endpoint.cluster_id, cache_id): cache
+            CacheRef(member.endpoint.cluster_id, cache_id, member.endpoint.incarnation): cache
             for member in self.members()
             for cache_id, cache in member.caches.items()
         }
@@ -215,7 +222,7 @@ class Fabric:
         """Pushes blocks of one endpoint's cache into another's; returns when they are there.
 
         `timeout_s` bounds the transfer, else the source's sync_kv_timeout_ms. Raises what the source's
-        CacheManager.push_blocks raises.
+        CacheManager.push_blocks raises, and StaleIncarnation for a `src` whose endpoint was replaced.
         """
         return self.start_push(
             dst_cache_key, src, src_blocks, dst_blocks,
@@ -249,11 +256,12 @@ class Fabric:
             "dst_layer_range": dst_layer_range,
             "tensor_num_per_layer": tensor_num_per_layer,
             "timeout_s": timeout_s,
+            "incarnation": src.incarnation,
         }
         errand = Errand(transfer_id, "push_blocks", arguments)
         return FabricTransfer(
             self._client,
-            PushOrder(src.cluster_id, errand, dst_cache_key),
+            PushOrder(src.cluster_id, errand, dst_cache_key, src.incarnation),
             self.timeout_s + (timeout_s or 0.0),
         )
 

@@ -1,38 +1,58 @@
-"""Answers: what an endpoint answered to its peers, so that a question that comes twice is answered once."""
+"""Answers: what an endpoint answered to its callers, so that a question that comes twice is answered once."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from copy import copy
 
-KEPT = 1024
+from ray_kvfabric.control.errands import Outcome
+from ray_kvfabric.errors import TransferTimeout
+
+KEPT = 4096
 PATIENCE_S = 60.0  # who asks again while the first answer is made waits for it so long
 
 
 class Answers:
     """The newest answers by question_id. A call is repeated when its reply, or a scheduler, was lost."""
 
-    def __init__(self) -> None:
-        self._kept: dict[str, Future[object]] = {}
+    def __init__(self, kept: int = KEPT, patience_s: float = PATIENCE_S) -> None:
+        self._limit = kept
+        self._patience_s = patience_s
+        self._kept: dict[str, Future[Outcome]] = {}
         self._lock = threading.Lock()
 
     def once(self, question_id: str, answer: Callable[[], object]) -> object:
-        """`answer()`, or what it returned or raised when this question came first."""
+        """`answer()`, or what it returned or raised when this question came first. Raises TransferTimeout."""
         with self._lock:
             is_new = question_id not in self._kept
             kept = self._kept.setdefault(question_id, Future())
-            if len(self._kept) > KEPT:
+            if len(self._kept) > self._limit:
                 del self._kept[next(iter(self._kept))]
         if is_new:
             _fulfil(kept, answer)
-        return kept.result(PATIENCE_S)
+        return self._read(kept, question_id)
+
+    def _read(self, kept: Future[Outcome], question_id: str) -> object:
+        try:
+            outcome = kept.result(self._patience_s)
+        except FutureTimeout:
+            text = f"call {question_id} came again, and its first answer was not made in {self._patience_s:g} s"
+            raise TransferTimeout(text) from None
+        if outcome.error is not None:
+            raise copy(outcome.error)  # what is raised collects frames, and with them caches and mappings
+        return outcome.value
 
 
-def _fulfil(future: Future[object], answer: Callable[[], object]) -> None:
-    """The answer is kept for long, so its error must not hold frames, and with them caches and mappings."""
+def _fulfil(future: Future[Outcome], answer: Callable[[], object]) -> None:
+    """An Outcome always: who waits for one that never came would wait in vain."""
     try:
-        future.set_result(answer())
-    except Exception as error:
-        error.__traceback__ = error.__context__ = None
-        future.set_exception(error)
+        future.set_result(Outcome(answer()))
+    except BaseException as error:
+        error.__traceback__ = error.__context__ = error.__cause__ = None  # the answer is kept for long
+        kept = error if isinstance(error, Exception) else TransferTimeout(f"the answer was broken off: {error!r}")
+        future.set_result(Outcome(error=kept))
+        if kept is not error:
+            raise

@@ -7,6 +7,7 @@ RayPeers          ports.PeerCalls: a question goes through the scheduler to the 
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import uuid
@@ -17,18 +18,16 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
-from ray_kvfabric.actors.edge import fetch, once, peer_errors, require_ray
+from ray_kvfabric.actors.edge import LOST, RETRY_S, fetch, once, peer_errors, repeated, require_ray
 from ray_kvfabric.actors.names import scheduler_name
 from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.config import NAMESPACE
 from ray_kvfabric.control.directory import enter
 from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import NotLinked, TransferTimeout, TransferUnknown
+from ray_kvfabric.errors import NotLinked, PeerLost, StaleIncarnation, TransferTimeout, TransferUnknown
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
 from ray_kvfabric.transport.questions import LONG
-
-_RETRY_S = 0.05
 
 
 class ErrandLost(Exception):
@@ -58,13 +57,8 @@ class SchedulerClient:
     def call(self, method: str, *arguments: object, deadline: Deadline) -> Any:
         """Raises what the scheduler raised, TransferTimeout, or NotLinked when there is none by then."""
         what = f"{method} of the scheduler of fabric {self.fabric!r}"
-        while True:
-            try:
-                return fetch(self.submit(method, *arguments), deadline, what)
-            except (RayActorError, ObjectLostError):
-                if deadline.remaining_s <= _RETRY_S:
-                    raise TransferTimeout(f"{what}: it did not come back in time") from None
-            time.sleep(_RETRY_S)
+        lost = (RayActorError, ObjectLostError)  # a scheduler that died comes back
+        return repeated(lambda: self.submit(method, *arguments), deadline, what, lost)
 
     def errand(
         self,
@@ -74,15 +68,26 @@ class SchedulerClient:
         incarnation: int | None = None,
         **arguments: object,
     ) -> Any:
-        """One method of one endpoint, wherever it lives; the errand's id makes a repetition harmless."""
+        """One method of one endpoint, wherever it lives; the errand's id makes a repetition harmless.
+
+        Raises PeerLost when another incarnation has replaced the one that is meant.
+        """
         errand = Errand(uuid.uuid4().hex, method, arguments)
         while True:
-            launched = self.call("send", cluster_id, errand, incarnation, deadline=deadline)
+            launched = self._send(cluster_id, errand, incarnation, deadline)
             try:
                 return self._finish(errand, launched, deadline)
-            except (ObjectLostError, ErrandLost):  # the scheduler died, and what it knew with it
-                if deadline.passed:
+            except (*LOST, ErrandLost):  # the endpoint's answer, or the scheduler and what it knew
+                if deadline.remaining_s <= RETRY_S:
                     raise TransferTimeout(f"{method} of endpoint {cluster_id}: no answer in time") from None
+            time.sleep(RETRY_S)
+
+    def _send(self, cluster_id: int, errand: Errand, incarnation: int | None, deadline: Deadline) -> list[Any] | None:
+        try:
+            launched: list[Any] | None = self.call("send", cluster_id, errand, incarnation, deadline=deadline)
+        except StaleIncarnation as error:
+            raise PeerLost(str(error)) from None
+        return launched
 
     def _finish(self, errand: Errand, launched: list[Any] | None, deadline: Deadline) -> Any:
         """Waits for what `send` started: an actor's call, or an errand that the endpoint's poll fetches."""
@@ -113,8 +118,10 @@ class RayDirectory:
         self._actor_id = ray.get_runtime_context().get_actor_id() if actor is not None else None
         self._endpoint: EndpointInfo | None = None  # as it was announced last
         self._published: dict[int, CacheInfo] = {}  # in the order of publishing
+        self._serials = itertools.count(1)  # of what the scheduler is told: older than what it knows, it is ignored
         self._lock = threading.Lock()  # one change at a time: what the scheduler is told is never older
         self._has_left = False
+        self.is_in_doubt = False
 
     def announce(self, endpoint: EndpointInfo, deadline: Deadline) -> None:
         with self._lock:
@@ -122,7 +129,7 @@ class RayDirectory:
             self._endpoint = endpoint
 
     def announce_again(self, deadline: Deadline) -> None:
-        """For a scheduler that does not know this endpoint, or no longer."""
+        """For a scheduler that does not know this endpoint, or no longer, or not for certain (`is_in_doubt`)."""
         with self._lock:
             if self._endpoint is not None:
                 self._announce(self._endpoint, deadline)
@@ -130,16 +137,16 @@ class RayDirectory:
     def publish(self, endpoint: EndpointInfo, cache: CacheInfo, deadline: Deadline) -> None:
         with self._lock:
             try:
-                self.client.call("publish", endpoint, cache, deadline=deadline)
+                self._tell("publish", endpoint, cache, deadline=deadline)
             except NotLinked:
                 self._announce(self._endpoint or endpoint, deadline)
-                self.client.call("publish", endpoint, cache, deadline=deadline)
+                self._tell("publish", endpoint, cache, deadline=deadline)
             enter(self._published, cache)
 
     def withdraw(self, endpoint: EndpointInfo, cache_id: int, deadline: Deadline) -> None:
         with self._lock:
             self._published.pop(cache_id, None)
-            self.client.call("withdraw", endpoint, cache_id, deadline=deadline)
+            self._tell("withdraw", endpoint, cache_id, deadline=deadline)
 
     def resolve(self, cluster_id: int, name: CacheName, deadline: Deadline) -> Route:
         route: Route = self.client.call("resolve", cluster_id, name, deadline=deadline)
@@ -171,7 +178,16 @@ class RayDirectory:
         if self._has_left:
             raise NotLinked(f"{endpoint} has left the fabric")
         caches = tuple(self._published.values())
-        self.client.call("announce", endpoint, self._actor, self._actor_id, caches, deadline=deadline)
+        self._tell("announce", endpoint, self._actor, self._actor_id, caches, deadline=deadline)
+        self.is_in_doubt = False
+
+    def _tell(self, method: str, *arguments: object, deadline: Deadline) -> None:
+        """One change under one serial, however often the call is made."""
+        try:
+            self.client.call(method, *arguments, next(self._serials), deadline=deadline)
+        except TransferTimeout:  # it may have been made: what is announced next settles it
+            self.is_in_doubt = True
+            raise
 
 
 class RayPeers:
@@ -181,8 +197,11 @@ class RayPeers:
         self._client = client
 
     def ask(self, peer: EndpointInfo, question: str, arguments: dict[str, Any], deadline: Deadline) -> object:
-        """The peer's answer. It is asked once, however often Ray or this client repeats the call."""
+        """The peer's answer. It is asked once, however often Ray or this client repeats the call.
+
+        Raises PeerLost for a peer that died, or was replaced by another incarnation.
+        """
         asked = {"question_id": uuid.uuid4().hex, "question": question, "arguments": arguments}
+        method = "take_part" if question in LONG else "answer"
         with peer_errors(str(peer)):
-            method = "take_part" if question in LONG else "answer"
             return self._client.errand(peer.cluster_id, method, deadline, peer.incarnation, **asked)

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ray_kvfabric.actors.answers import Answers
 from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.types import CacheDesc
 from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.control.directory import replaced
 from ray_kvfabric.control.errands import METHODS, Errand, Outcome
 from ray_kvfabric.errors import FabricError, LLMException, LLMStatusCode, ParamInvalid, TransferUnknown
-from ray_kvfabric.route import Receipt
+from ray_kvfabric.route import CacheRef, Receipt
 
 
 class Desk:
-    """Each method is idempotent: a push of a known transfer_id, or a known question, is not made again."""
+    """Each method is idempotent: a push of a known transfer_id, a known question or call_id is not made again.
+
+    `incarnation` is the one that the caller means; with another one here it raises StaleIncarnation.
+    """
 
     def __init__(self, manager: CacheManager) -> None:
         self.manager = manager
         self._answers = Answers()
+        self._calls = Answers()
+
+    def once(self, call_id: str | None, call: Callable[[], object]) -> Any:
+        """`call()`, made once for a call_id; a caller without one must not repeat itself."""
+        return call() if call_id is None else self._calls.once(call_id, call)
+
+    def _check_is_meant(self, incarnation: int | None) -> None:
+        endpoint = self.manager.endpoint
+        if incarnation not in (None, endpoint.incarnation):
+            raise replaced(incarnation, endpoint)
+
+    def allocate_blocks_cache(self, cache_desc: CacheDesc, key: BlocksCacheKey | None, call_id: str | None) -> CacheRef:
+        ref: CacheRef = self.once(call_id, lambda: self._allocate(cache_desc, key))
+        return ref
+
+    def _allocate(self, cache_desc: CacheDesc, key: BlocksCacheKey | None) -> CacheRef:
+        cache, endpoint = self.manager.allocate_blocks_cache(cache_desc, key), self.manager.endpoint
+        return CacheRef(endpoint.cluster_id, cache.cache_id, endpoint.incarnation)
+
+    def deallocate_blocks_cache(self, cache_id: int, incarnation: int | None, call_id: str | None) -> None:
+        self._check_is_meant(incarnation)
+        self.once(call_id, lambda: self.manager.deallocate_blocks_cache(self.manager.cache(cache_id)))
 
     def push_blocks(
         self,
@@ -30,7 +58,9 @@ class Desk:
         dst_layer_range: range | None,
         tensor_num_per_layer: int,
         timeout_s: float | None,
+        incarnation: int | None = None,
     ) -> Receipt:
+        self._check_is_meant(incarnation)
         transfer = self.manager.start_push(
             dst_cache_key,
             self.manager.cache(cache_id),
@@ -44,7 +74,8 @@ class Desk:
         )
         return transfer.wait()
 
-    def result(self, transfer_id: str, timeout_s: float) -> Receipt:
+    def result(self, transfer_id: str, timeout_s: float, incarnation: int | None = None) -> Receipt:
+        self._check_is_meant(incarnation)
         return self.manager.result(transfer_id, timeout_s)
 
     def cancel(self, transfer_id: str) -> bool:

@@ -1,6 +1,7 @@
 """Ray's exceptions become the fabric's here.
 
 fetch        waits for one call: its own error, or TransferTimeout; lets RayActorError, ObjectLostError pass
+repeated     fetches an idempotent call, and makes it again while it, or its answer, is lost
 once         an actor's method without Ray's retries, for whoever makes a lost call again
 peer_errors  turns what fetch lets pass into PeerLost
 """
@@ -8,17 +9,27 @@ peer_errors  turns what fetch lets pass into PeerLost
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+)
 
 from ray_kvfabric import errors
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import FabricError, LLMException, LLMStatusCode, NotLinked, PeerLost, TransferTimeout
 
+RETRY_S = 0.05
+LOST = (ActorUnavailableError, ObjectLostError)  # whether the call was made is not known; its actor may live
 _PASSED_ON = (FabricError, TypeError, ValueError, LookupError)
 
 
@@ -37,6 +48,22 @@ def fetch(ref: Any, deadline: Deadline, what: str) -> Any:
         raise TransferTimeout(f"{what} was not answered in time") from None
     except RayTaskError as error:
         raise original(error) from None
+
+
+def repeated(
+    call: Callable[[], Any],
+    deadline: Deadline,
+    what: str,
+    lost: tuple[type[Exception], ...] = LOST,
+) -> Any:
+    """What `call()`, which starts a call and returns its reference, comes to. Raises as `fetch` does."""
+    while True:
+        try:
+            return fetch(call(), deadline, what)
+        except lost as error:
+            if deadline.remaining_s <= RETRY_S:
+                raise TransferTimeout(f"{what} was not answered in time: {_last_line(error)}") from None
+        time.sleep(RETRY_S)
 
 
 def original(error: RayTaskError) -> Exception:

@@ -9,7 +9,7 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_kvfabric.actors.clients import RayDirectory, RayPeers, SchedulerClient
-from ray_kvfabric.actors.desk import Desk
+from ray_kvfabric.actors.grant_desk import GrantDesk
 from ray_kvfabric.actors.membership import Agent
 from ray_kvfabric.actors.pinning import pinned_index
 from ray_kvfabric.cache.keys import BlocksCacheKey
@@ -44,7 +44,7 @@ def open_endpoint(seat: Seat, actor: ActorHandle[Any] | None = None, tracer_pid:
         tracer_pid=tracer_pid,
         device_index=pinned_index(),
     )
-    Agent(directory, Desk(manager))
+    Agent(directory, GrantDesk(manager))
     for settings in seat.caches:
         manager.allocate_blocks_cache(described(settings), BlocksCacheKey(seat.cluster_id, settings.model_id))
     return manager

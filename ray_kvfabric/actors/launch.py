@@ -17,14 +17,13 @@ from ray.exceptions import (
     ActorAlreadyExistsError,
     ActorDiedError,
     ActorUnavailableError,
-    GetTimeoutError,
     RayActorError,
 )
 from ray.util import list_named_actors
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_kvfabric.actors.edge import fetch, once, peer_errors
+from ray_kvfabric.actors.edge import RETRY_S, fetch, once, peer_errors, repeated
 from ray_kvfabric.actors.endpoint import Seat
 from ray_kvfabric.actors.names import belongs, placement_name, scheduler_name, worker_name
 from ray_kvfabric.actors.placement import no_room, place
@@ -34,7 +33,6 @@ from ray_kvfabric.config import NAMESPACE, SchedulerSettings, WorkerGroup
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import ClusterIdTaken, LLMException, LLMStatusCode, NotLinked, TransferTimeout
 
-RETRY_S = 0.05
 PATIENCE_S = 5.0
 MAX_PARKED_CALLS = 10_000  # each endpoint parks one poll at the scheduler
 
@@ -233,11 +231,11 @@ def _lives(name: str) -> bool:
     if actor is None:
         return False
     try:
-        ray.get(actor.ping.remote(), timeout=PATIENCE_S)
-    except RayActorError:
+        repeated(actor.ping.remote, Deadline.after(PATIENCE_S), name)
+    except ActorDiedError:
         ray.kill(actor)
         return False
-    except GetTimeoutError:
+    except TransferTimeout:
         pass
     return True
 
@@ -249,7 +247,7 @@ def _await_starts(
         who = f"worker {cluster_id} of fabric {fabric!r}"
         try:
             with peer_errors(who):
-                fetch(worker.ping.remote(), deadline, who)
+                repeated(worker.ping.remote, deadline, who)
         except TransferTimeout:
             wanted = [f"{group.count} x CPU {group.num_cpus:g}, {group.resources}" for group in groups]
             raise no_room(f"for {who} of {wanted}") from None

@@ -1,6 +1,7 @@
 """Agent: the thread that keeps an endpoint in the fabric.
 
-    poll the scheduler -> run the errands it brings -> announce again when it does not know us -> poll ...
+    poll the scheduler -> run the errands it brings -> tell the manager of peers that ended
+    -> announce again when it does not know us -> poll ...
 It sleeps on futures, never inside Ray, so that a Ray that shuts down under it leaves nothing to crash.
 """
 
@@ -17,6 +18,7 @@ from ray.exceptions import RayError
 
 from ray_kvfabric.actors.clients import RayDirectory
 from ray_kvfabric.actors.desk import Desk
+from ray_kvfabric.actors.endings import Endings
 from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.control.events import Orders
 from ray_kvfabric.deadline import Deadline
@@ -35,6 +37,7 @@ class Agent:
     def __init__(self, directory: RayDirectory, desk: Desk) -> None:
         self._directory = directory
         self._desk = desk
+        self._endings = Endings(desk.manager)
         self._job = ray.get_runtime_context().get_job_id()
         self._stopped: Future[None] = Future()
         self._tidier = threading.Thread()
@@ -70,14 +73,15 @@ class Agent:
         return ray.is_initialized() and ray.get_runtime_context().get_job_id() == self._job
 
     def _poll(self, acknowledged: tuple[str, ...]) -> Orders:
-        endpoint = self._desk.manager.endpoint
-        reply: Future[Orders] = self._directory.client.submit("poll", endpoint, acknowledged).future()
+        endpoint, watching = self._desk.manager.endpoint, self._endings.watching()
+        reply: Future[Orders] = self._directory.client.submit("poll", endpoint, acknowledged, watching).future()
         ends: list[Future[Any]] = [reply, self._stopped]
         wait(ends, timeout=PATIENCE_S, return_when=FIRST_COMPLETED)
         return Orders() if self._stopped.done() else reply.result(timeout=0)
 
     def _follow(self, orders: Orders) -> tuple[str, ...]:
-        if orders.announce_again and not self._stopped.done():
+        self._endings.tell(orders.ended)
+        if (orders.announce_again or self._directory.is_in_doubt) and not self._stopped.done():
             self._directory.announce_again(Deadline.after(CALL_S))
         for errand in orders.errands:
             threading.Thread(target=self._serve, args=(errand,), name="kvfabric-errand", daemon=True).start()

@@ -15,7 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError
 
-from ray_kvfabric.actors.liveness import process_gone
+from ray_kvfabric.actors.liveness import PAUSE_S, Verdict, judge
 from ray_kvfabric.cache.keys import BlocksCacheKey, CacheName
 from ray_kvfabric.config import SchedulerSettings
 from ray_kvfabric.control.directory import Mark, Member, mark
@@ -52,7 +52,7 @@ from ray_kvfabric.control.events import (
 from ray_kvfabric.control.state import SchedulerState
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
 
-PROBE_S = 5.0  # an actor that does not answer for so long counts as alive: a name is not taken from the slow
+PROBE_S = 5.0  # an endpoint of which nothing is known after it counts as alive: a name is not taken from the slow
 HOLD_S = 3600.0
 FAREWELL_S = 1.0  # from the answer to `retire` to the end, if the caller does not end this actor before
 
@@ -63,6 +63,7 @@ class SchedulerActor:
     def __init__(self, settings: SchedulerSettings, lifetime: str, founder: str) -> None:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._loop = asyncio.get_event_loop()
+        self._confirm_s = settings.confirm_s
         self._state = SchedulerState(settings, self._loop.time() + settings.rebuild_s if restarted else 0.0)
         self._introduction = {
             "founder": founder,
@@ -85,22 +86,23 @@ class SchedulerActor:
         actor: ActorHandle[Any] | None,
         actor_id: str | None,
         caches: tuple[CacheInfo, ...],
+        serial: int,
     ) -> None:
         is_new = mark(endpoint) not in self._handles
         if actor is not None:
             self._handles[mark(endpoint)] = actor
         try:
-            await self._ask(Announce, endpoint, actor_id, caches)
+            await self._ask(Announce, endpoint, actor_id, caches, serial)
         except BaseException:
             if is_new:
                 self._handles.pop(mark(endpoint), None)
             raise
 
-    async def publish(self, endpoint: EndpointInfo, cache: CacheInfo) -> None:
-        await self._ask(Publish, endpoint, cache)
+    async def publish(self, endpoint: EndpointInfo, cache: CacheInfo, serial: int) -> None:
+        await self._ask(Publish, endpoint, cache, serial)
 
-    async def withdraw(self, endpoint: EndpointInfo, cache_id: int) -> None:
-        await self._ask(Withdraw, endpoint, cache_id)
+    async def withdraw(self, endpoint: EndpointInfo, cache_id: int, serial: int) -> None:
+        await self._ask(Withdraw, endpoint, cache_id, serial)
 
     async def leave(self, endpoint: EndpointInfo) -> None:
         await self._ask(Leave, endpoint)
@@ -122,9 +124,9 @@ class SchedulerActor:
         is_ending: bool = await self._ask(Retire)
         return is_ending
 
-    async def poll(self, endpoint: EndpointInfo, acknowledged: tuple[str, ...]) -> Orders:
-        """An endpoint's long poll: it renews the lease and brings errands home."""
-        orders: Orders = await self._ask(Poll, endpoint, acknowledged)
+    async def poll(self, endpoint: EndpointInfo, acknowledged: tuple[str, ...], watching: tuple[Mark, ...]) -> Orders:
+        """An endpoint's long poll: it renews the lease, and brings errands and the deaths of peers home."""
+        orders: Orders = await self._ask(Poll, endpoint, acknowledged, watching)
         return orders
 
     async def report(self, errand_id: str, outcome: Outcome) -> None:
@@ -210,33 +212,23 @@ class SchedulerActor:
         task.add_done_callback(self._tasks.discard)
 
     async def _probe(self, endpoint: EndpointInfo) -> None:
-        now_alive = await self._alive(endpoint)
+        verdict = await judge(self._handles.get(mark(endpoint)), endpoint, PROBE_S)
         now = self._loop.time()
-        self._tell(Lives(now, endpoint) if now_alive else Died(now, endpoint, "died"))
-
-    async def _alive(self, endpoint: EndpointInfo) -> bool:
-        actor = self._handles.get(mark(endpoint))
-        if actor is None:
-            return not process_gone(endpoint)
-        try:
-            answer = await asyncio.wait_for(actor.ping.remote(), PROBE_S)
-        except asyncio.TimeoutError:
-            return not process_gone(endpoint)
-        except RayActorError:
-            return False
-        return bool(answer == endpoint.incarnation)
+        self._tell(Died(now, endpoint, "died") if verdict is Verdict.DIED else Lives(now, endpoint))
 
     async def _watch(self, endpoint: EndpointInfo) -> None:
         """The endpoint's actor does not answer this call while it lives: its failure tells of its death."""
         while (actor := self._handles.get(mark(endpoint))) is not None:
-            if not await self._held(actor, endpoint):
+            if await self._held(actor, endpoint) is Verdict.DIED:
                 self._tell(Died(self._loop.time(), endpoint, "died"))
+            await asyncio.sleep(PAUSE_S)
 
-    async def _held(self, actor: ActorHandle[Any], endpoint: EndpointInfo) -> bool:
+    async def _held(self, actor: ActorHandle[Any], endpoint: EndpointInfo) -> Verdict:
+        """UNKNOWN for an actor that is neither reached nor known to be dead: then its lease decides."""
         try:
             await actor.hold.remote(HOLD_S)
         except ActorDiedError:
-            return False
-        except RayActorError:  # it may be back in a moment, as this incarnation or as another
-            return await self._alive(endpoint)
-        return True
+            return Verdict.DIED
+        except RayActorError:  # a lost connection; it may be back in a moment, as this incarnation or as another
+            return await judge(actor, endpoint, self._confirm_s)
+        return Verdict.LIVES

@@ -21,7 +21,8 @@ def _row(tag: str, cells: tuple[object, ...]) -> str:
 
 
 def _cells(member: Member) -> Iterator[tuple[object, ...]]:
-    who = (member.endpoint.cluster_id, member.endpoint.role, member.endpoint.pid)
+    role = f"{member.endpoint.role}, draining" if member.endpoint.is_draining else member.endpoint.role
+    who = (member.endpoint.cluster_id, role, member.endpoint.pid)
     if not member.caches:
         yield (*who, "", "", "", "", "")
     for cache in member.caches.values():

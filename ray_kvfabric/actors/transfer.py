@@ -4,6 +4,7 @@ launched -> the source's call is watched -> its receipt or its error
     the scheduler died, its references with it -> the source is asked by transfer_id
         it knows the transfer -> its receipt or its error
         it never saw it, the launch was lost -> launched again under the same id, which moves nothing twice
+        it was replaced by another incarnation -> PeerLost
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from typing import Any, NamedTuple
 from ray.exceptions import ObjectLostError, RayActorError
 
 from ray_kvfabric.actors.clients import ErrandLost, SchedulerClient
-from ray_kvfabric.actors.edge import fetch, peer_errors
+from ray_kvfabric.actors.edge import fetch, peer_errors, repeated
 from ray_kvfabric.actors.launch import find_worker
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import NotLinked, PeerLost, TransferTimeout, TransferUnknown
+from ray_kvfabric.errors import NotLinked, PeerLost, StaleIncarnation, TransferTimeout, TransferUnknown
 from ray_kvfabric.route import Receipt
 
 
 class PushOrder(NamedTuple):
-    """Whose call, which, and of which target: what `SchedulerActor.send` takes."""
+    """Whose call, which, of which target and at which incarnation: what `SchedulerActor.send` takes.
+
+    `key` None: a grant names the target.
+    """
 
     source_cluster_id: int
     errand: Errand
-    key: BlocksCacheKey
+    key: BlocksCacheKey | None
+    incarnation: int | None = None
 
 
 class FabricTransfer:
@@ -85,15 +90,16 @@ class FabricTransfer:
         return asyncio.to_thread(self.result).__await__()
 
     def __repr__(self) -> str:
-        return f"<FabricTransfer {self.transfer_id}: {self._order.source_cluster_id} -> {self._order.key}>"
+        target = self._order.key or self._order.errand.arguments["grant"]
+        return f"<FabricTransfer {self.transfer_id}: {self._order.source_cluster_id} -> {target}>"
 
     @property
     def _source(self) -> str:
         return f"endpoint {self._order.source_cluster_id}"
 
     def _launch(self) -> None:
-        source, errand, key = self._order
-        self._launched = self._client.submit("send", source, errand, None, key, retried_by_ray=True)
+        source, errand, key, incarnation = self._order
+        self._launched = self._client.submit("send", source, errand, incarnation, key, retried_by_ray=True)
 
     def _reference(self, deadline: Deadline) -> Any | None:
         launched = fetch(self._launched, deadline, f"the launch of transfer {self.transfer_id}")
@@ -112,13 +118,17 @@ class FabricTransfer:
         """What the source says about the transfer; None when it never saw it."""
         try:
             with peer_errors(self._source):
-                worker = find_worker(self._client.fabric, self._order.source_cluster_id)
-                answer = worker.result.remote(self.transfer_id, deadline.remaining_s)
-                receipt: Receipt = fetch(answer, deadline, f"transfer {self.transfer_id}")
+                receipt: Receipt = repeated(lambda: self._result(deadline), deadline, f"transfer {self.transfer_id}")
                 return receipt
         except TransferUnknown:
             return None
+        except StaleIncarnation as error:
+            raise PeerLost(f"{self._source} died: {error}") from None
         except NotLinked as error:  # an endpoint without an actor, or an actor that died
             if self._is_called:
                 raise PeerLost(f"{self._source} died: {error}") from None
             return None
+
+    def _result(self, deadline: Deadline) -> Any:
+        worker = find_worker(self._client.fabric, self._order.source_cluster_id)
+        return worker.result.remote(self.transfer_id, deadline.remaining_s, self._order.incarnation)

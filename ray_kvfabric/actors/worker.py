@@ -17,13 +17,14 @@ import ray
 from numpy.typing import NDArray
 
 from ray_kvfabric.actors.chip import describe_chip, device_chip_name, log_chip
-from ray_kvfabric.actors.desk import Desk
 from ray_kvfabric.actors.endpoint import Seat, open_endpoint
+from ray_kvfabric.actors.grant_desk import GrantDesk
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache.types import CacheDesc
+from ray_kvfabric.grant import Grant, GrantReceipt
 from ray_kvfabric.route import CacheRef, EndpointInfo, Receipt
 
-CONCURRENCY_GROUPS = {"control": 2, "answers": 8, "parts": 8, "transfer": 4, "waiting": 4, "watch": 1}
+CONCURRENCY_GROUPS = {"control": 2, "answers": 8, "parts": 8, "transfer": 4, "waiting": 16, "watch": 1}
 
 
 class CacheWorker:
@@ -36,7 +37,7 @@ class CacheWorker:
             log_chip(describe_chip(self.chip), seat.cluster_id)
         self._released = threading.Event()
         self.manager = open_endpoint(seat, context.current_actor, tracer_pid=os.getppid())
-        self._desk = Desk(self.manager)
+        self._desk = GrantDesk(self.manager)
 
     # -- control
 
@@ -87,28 +88,70 @@ class CacheWorker:
         return self._desk.push_blocks(**order)
 
     @ray.method(concurrency_group="waiting")
-    def result(self, transfer_id: str, timeout_s: float) -> Receipt:
-        """The outcome of a push that was started here. Raises TransferUnknown for an id never seen."""
-        return self._desk.result(transfer_id, timeout_s)
+    def result(self, transfer_id: str, timeout_s: float, incarnation: int | None = None) -> Receipt:
+        """The outcome of a push that was started here. Raises TransferUnknown for an id never seen.
+
+        Raises StaleIncarnation when it was started at another `incarnation`.
+        """
+        return self._desk.result(transfer_id, timeout_s, incarnation)
 
     @ray.method(concurrency_group="waiting")
     def wait_received(self, transfer_id: str, timeout_s: float) -> Receipt:
         """Waits, without a call to anybody, until this push from a peer has landed here."""
         return self.manager.wait_received(transfer_id, timeout_s)
 
-    # -- caches
+    # -- grants: `GrantDesk` says what each does
 
-    def allocate_blocks_cache(self, cache_desc: CacheDesc, key: BlocksCacheKey | None = None) -> CacheRef:
-        cache = self.manager.allocate_blocks_cache(cache_desc, key)
-        return CacheRef(self.manager.endpoint.cluster_id, cache.cache_id)
+    @ray.method(concurrency_group="control")
+    def grant_blocks(self, **order: Any) -> Grant:
+        return self._desk.grant_blocks(**order)
 
-    def deallocate_blocks_cache(self, cache_id: int) -> None:
-        self.manager.deallocate_blocks_cache(self.manager.cache(cache_id))
+    @ray.method(concurrency_group="waiting")
+    def wait_granted(self, grant_id: str, timeout_s: float, given_by: int) -> GrantReceipt:
+        return self._desk.wait_granted(grant_id, timeout_s, given_by)
+
+    @ray.method(concurrency_group="waiting")
+    def revoke_grant(self, grant_id: str, timeout_s: float, given_by: int) -> None:
+        self._desk.revoke_grant(grant_id, timeout_s, given_by)
+
+    @ray.method(concurrency_group="transfer")
+    def push_granted(self, **order: Any) -> Receipt:
+        return self._desk.push_granted(**order)
+
+    @ray.method(concurrency_group="control")
+    def fail_granted(self, grant: Grant, reason: str) -> None:
+        self._desk.fail_granted(grant, reason)
+
+    @ray.method(concurrency_group="waiting")
+    def drain(self, timeout_s: float) -> None:
+        """Before this actor is killed: returns when its endpoint holds nothing any more."""
+        self._desk.drain(timeout_s)
+
+    # -- caches; a call whose answer was lost is made again under the same call_id, and takes effect once
+
+    def allocate_blocks_cache(
+        self, cache_desc: CacheDesc, key: BlocksCacheKey | None = None, *, call_id: str | None = None
+    ) -> CacheRef:
+        return self._desk.allocate_blocks_cache(cache_desc, key, call_id)
+
+    def deallocate_blocks_cache(
+        self, cache_id: int, *, incarnation: int | None = None, call_id: str | None = None
+    ) -> None:
+        """Raises StaleIncarnation when the cache is one of another `incarnation`."""
+        self._desk.deallocate_blocks_cache(cache_id, incarnation, call_id)
 
     def read_blocks(self, cache_id: int, tensor_index: int, blocks: list[int]) -> NDArray[np.generic]:
         """A copy of these blocks of a tensor; for tests and notebooks, not for serving."""
         return self.manager.cache(cache_id).read(tensor_index, blocks)
 
-    def write_blocks(self, cache_id: int, tensor_index: int, blocks: list[int], values: NDArray[np.generic]) -> None:
+    def write_blocks(
+        self,
+        cache_id: int,
+        tensor_index: int,
+        blocks: list[int],
+        values: NDArray[np.generic],
+        *,
+        call_id: str | None = None,
+    ) -> None:
         """Sets these blocks of a tensor; for tests and notebooks, not for serving."""
-        self.manager.cache(cache_id).write(tensor_index, values, blocks)
+        self._desk.once(call_id, lambda: self.manager.cache(cache_id).write(tensor_index, values, blocks))

@@ -3,6 +3,7 @@
 cluster_id -> Member: endpoint with its incarnation, lease, caches by cache_id
 (cluster_id, model_id) -> the newest cache published under that model_id; older ones lost the key
 alias -> at most one Member; "0.0.0.0:port" is every ip of that port
+(cluster_id, incarnation) that left -> remembered for a while: an announcement that comes late lets nobody in again
 """
 
 from __future__ import annotations
@@ -10,24 +11,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ray_kvfabric.cache.keys import CacheName
-from ray_kvfabric.errors import AliasTaken, CacheNotFound, ClusterIdTaken, NotLinked, StaleIncarnation
+from ray_kvfabric.errors import (
+    AliasTaken,
+    CacheNotFound,
+    ClusterIdTaken,
+    EndpointDraining,
+    NotLinked,
+    StaleIncarnation,
+)
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
 
 EVERY_IP = "0.0.0.0"
+LEFT_KEPT = 1024
 Mark = tuple[int, int]
 
 
 @dataclass(slots=True)
 class Member:
-    """`actor_id` is None for an endpoint that only a long poll reaches."""
+    """`actor_id` is None for an endpoint that only a long poll reaches; `serial` is of the newest it told of itself."""
 
     endpoint: EndpointInfo
     actor_id: str | None
     lease_until: float
+    serial: int = 0
     caches: dict[int, CacheInfo] = field(default_factory=dict)
 
     def route(self, name: CacheName) -> Route:
-        """To the newest cache of that name. Raises CacheNotFound that names the model_ids the endpoint has."""
+        """To the newest cache of that name. Raises CacheNotFound that names the model_ids the endpoint has.
+
+        Raises EndpointDraining for whatever name: who drains takes no new work.
+        """
+        refuse_draining(self.endpoint)
         found = [cache for cache in self.caches.values() if cache.is_named(name)]
         if not found:
             raise CacheNotFound(f"{self.endpoint} has no {name}{self._held() if name.kind == 'model' else ''}")
@@ -42,6 +56,18 @@ class Member:
 def mark(endpoint: EndpointInfo) -> Mark:
     """One incarnation, whatever else it tells of itself."""
     return endpoint.cluster_id, endpoint.incarnation
+
+
+def replaced(incarnation: int, present: EndpointInfo) -> StaleIncarnation:
+    """For whoever asked for `incarnation` where `present` is now."""
+    return StaleIncarnation(
+        f"incarnation {incarnation:016x} of endpoint {present.cluster_id} was replaced by {present}"
+    )
+
+
+def refuse_draining(endpoint: EndpointInfo) -> None:
+    if endpoint.is_draining:
+        raise EndpointDraining(f"{endpoint} is draining and takes no new work")
 
 
 def meet(one: str, other: str) -> bool:
@@ -78,6 +104,7 @@ class MemberDirectory:
 
     lease_s: float
     _members: dict[int, Member] = field(default_factory=dict)
+    _left: dict[Mark, None] = field(default_factory=dict)  # the oldest first
 
     def rivals(self, endpoint: EndpointInfo) -> list[Member]:
         """Who has its cluster_id as another incarnation, or its alias."""
@@ -85,24 +112,48 @@ class MemberDirectory:
 
     def holds(self, endpoint: EndpointInfo) -> bool:
         """Whether this very incarnation is entered."""
-        member = self._members.get(endpoint.cluster_id)
-        return member is not None and member.endpoint.incarnation == endpoint.incarnation
+        return self.has(mark(endpoint))
 
-    def announce(self, endpoint: EndpointInfo, actor_id: str | None, caches: tuple[CacheInfo, ...], now: float) -> None:
+    def has(self, incarnation: Mark) -> bool:
+        member = self._members.get(incarnation[0])
+        return member is not None and mark(member.endpoint) == incarnation
+
+    def is_told(self, endpoint: EndpointInfo, serial: int) -> bool:
+        """Whether this incarnation told that already, or something newer."""
+        return self.holds(endpoint) and serial <= self._members[endpoint.cluster_id].serial
+
+    def announce(
+        self, endpoint: EndpointInfo, actor_id: str | None, caches: tuple[CacheInfo, ...], serial: int, now: float
+    ) -> None:
         """Enters the endpoint or renews it; `caches` are all that it has. Raises ClusterIdTaken, AliasTaken."""
         for rival in self.rivals(endpoint):
             raise taken(rival.endpoint, endpoint)
-        self._members[endpoint.cluster_id] = Member(endpoint, actor_id, now + self.lease_s)
+        member = self._members[endpoint.cluster_id] = Member(endpoint, actor_id, now + self.lease_s, serial)
         for cache in caches:
-            self.publish(endpoint, cache)
+            enter(member.caches, cache)
 
-    def publish(self, endpoint: EndpointInfo, cache: CacheInfo) -> None:
+    def publish(self, endpoint: EndpointInfo, cache: CacheInfo, serial: int) -> None:
         """Raises NotLinked or StaleIncarnation when the endpoint is not, or no longer, entered."""
-        enter(self.member(endpoint).caches, cache)
+        member = self.member(endpoint)
+        if serial > member.serial:
+            enter(member.caches, cache)
+            member.serial = serial
 
-    def withdraw(self, endpoint: EndpointInfo, cache_id: int) -> None:
-        if self.holds(endpoint):
-            self._members[endpoint.cluster_id].caches.pop(cache_id, None)
+    def withdraw(self, endpoint: EndpointInfo, cache_id: int, serial: int) -> None:
+        if self.holds(endpoint) and not self.is_told(endpoint, serial):
+            member = self._members[endpoint.cluster_id]
+            member.caches.pop(cache_id, None)
+            member.serial = serial
+
+    def leave(self, endpoint: EndpointInfo) -> None:
+        """Notes that this incarnation will not come back; `remove` takes it out."""
+        self._left[mark(endpoint)] = None
+        if len(self._left) > LEFT_KEPT:
+            del self._left[next(iter(self._left))]
+
+    def refuse_left(self, endpoint: EndpointInfo) -> None:
+        if mark(endpoint) in self._left:
+            raise NotLinked(f"{endpoint} has left the fabric")
 
     def renew(self, endpoint: EndpointInfo, now: float) -> bool:
         """Whether the endpoint is known, and now for another lease."""
@@ -142,6 +193,13 @@ class MemberDirectory:
                 return member
         known = ", ".join(sorted(filter(None, (member.endpoint.alias for member in self.members())))) or "none"
         raise NotLinked(f"no endpoint has alias {alias}; known: {known}")
+
+    def addressed(self, cluster_id: int, incarnation: int | None) -> Member:
+        """Whoever carries `cluster_id`. Raises NotLinked, and StaleIncarnation where it is not `incarnation`."""
+        member = self.at(cluster_id)
+        if incarnation not in (None, member.endpoint.incarnation):
+            raise replaced(incarnation, member.endpoint)
+        return member
 
     def members(self) -> list[Member]:
         return [self._members[cluster_id] for cluster_id in sorted(self._members)]

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 
 from ray_kvfabric.errors import PeerLost, TransferUnknown
 
-METHODS = ("push_blocks", "result", "cancel", "answer", "take_part", "status")
+METHODS = (
+    "push_blocks", "result", "cancel", "answer", "take_part", "status",
+    "grant_blocks", "wait_granted", "revoke_grant", "push_granted", "fail_granted", "drain",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

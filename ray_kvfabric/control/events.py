@@ -7,8 +7,10 @@ one monotonic clock, read by whoever hands the event in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ray_kvfabric.cache.keys import BlocksCacheKey, CacheName
+from ray_kvfabric.control.directory import Mark
 from ray_kvfabric.control.errands import Errand, Outcome
 from ray_kvfabric.route import CacheInfo, EndpointInfo
 
@@ -52,27 +54,35 @@ class Asked(Event):
 
 @dataclass(frozen=True, slots=True)
 class Announce(Asked):
-    """`caches` are all that the endpoint has; what was known of it before is replaced. Answered with None."""
+    """`caches` are all that the endpoint has; what was known of it before is replaced. Answered with None.
+
+    `serial` counts what an incarnation tells of itself: a call that comes again, or late, changes nothing.
+    """
 
     endpoint: EndpointInfo
     actor_id: str | None
     caches: tuple[CacheInfo, ...] = ()
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Publish(Asked):
     endpoint: EndpointInfo
     cache: CacheInfo
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw(Asked):
     endpoint: EndpointInfo
     cache_id: int
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Leave(Asked):
+    """For good: this incarnation is not let in again."""
+
     endpoint: EndpointInfo
 
 
@@ -126,10 +136,15 @@ class Await(Asked):
 
 @dataclass(frozen=True, slots=True)
 class Poll(Asked):
-    """An endpoint's long poll. Answered with an Orders."""
+    """An endpoint's long poll. Answered with an Orders.
+
+    `watching` are the incarnations that it has links or grants with: of each that is not in the fabric it is told
+    at once, so that no lost answer and no restart of the scheduler loses a death.
+    """
 
     endpoint: EndpointInfo
     acknowledged: tuple[str, ...] = ()
+    watching: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +155,20 @@ class Report(Asked):
     outcome: Outcome
 
 
+class Ended(NamedTuple):
+    """An incarnation that is no longer in the fabric, and why."""
+
+    mark: Mark
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Orders:
     """What a poll brings home."""
 
     announce_again: bool = False
     errands: tuple[Errand, ...] = ()
+    ended: tuple[Ended, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

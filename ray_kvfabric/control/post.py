@@ -1,12 +1,14 @@
-"""Post: errands for endpoints that only a long poll reaches, and the callers who wait for their outcomes.
+"""Post: what long polls bring home, and the callers who wait for the outcomes of errands.
 
 Send -> box -> the endpoint's Poll brings it home -> Report -> whoever Awaits it is answered
+an endpoint is gone -> every parked Poll is answered with it
 """
 
 from __future__ import annotations
 
+from ray_kvfabric.control.directory import mark
 from ray_kvfabric.control.errands import Errands
-from ray_kvfabric.control.events import Answer, Await, Command, Commands, Orders, Poll, Report, Send
+from ray_kvfabric.control.events import Answer, Await, Command, Commands, Ended, Orders, Poll, Report, Send
 from ray_kvfabric.route import EndpointInfo
 
 
@@ -25,12 +27,15 @@ class Post:
         errands = self._errands.take(event.cluster_id, ())
         return [Answer(event.request), *self._answer_polls(event.cluster_id, Orders(errands=errands))]
 
-    def poll(self, event: Poll, known: bool) -> Commands:
-        """A newer poll of an endpoint ends its older one; an unknown endpoint has to announce itself."""
+    def poll(self, event: Poll, known: bool, ended: tuple[Ended, ...]) -> Commands:
+        """A newer poll of an endpoint ends its older one; an unknown endpoint has to announce itself.
+
+        `ended` are those of the poll's `watching` that are gone.
+        """
         older = self._answer_polls(event.endpoint.cluster_id, Orders()) if known else []
         errands = self._errands.take(event.endpoint.cluster_id, event.acknowledged) if known else ()
-        if errands or not known:
-            return [*older, Answer(event.request, Orders(announce_again=not known, errands=errands))]
+        if errands or ended or not known:
+            return [*older, Answer(event.request, Orders(not known, errands, ended))]
         self._polling[event.request] = event
         return older
 
@@ -47,11 +52,20 @@ class Post:
         return []
 
     def lost(self, endpoint: EndpointInfo, reason: str, now: float) -> Commands:
-        """The endpoint is gone: what it owed has failed, and if it does live it has to announce itself."""
+        """The endpoint is gone: what it owed has failed, and if it does live it has to announce itself.
+
+        Whoever polls is told, watching it or not: a link to it may be younger than the poll.
+        """
         commands: Commands = []
         for errand_id in self._errands.abandon(endpoint.cluster_id, reason, now):
             commands += self._tell(errand_id)
-        return commands + self._answer_polls(endpoint.cluster_id, Orders(announce_again=True))
+        commands += self._answer_polls(endpoint.cluster_id, Orders(announce_again=True))
+        news = Orders(ended=(Ended(mark(endpoint), reason),))
+        return commands + [self._answer_poll(poll, news) for poll in self.polls()]
+
+    def tell_ended(self, poll: Poll, ended: tuple[Ended, ...]) -> Command:
+        """Ends a parked poll with those of its `watching` that are gone."""
+        return self._answer_poll(poll, Orders(ended=ended))
 
     def tick(self, now: float) -> Commands:
         self._errands.expire(now)
@@ -76,8 +90,9 @@ class Post:
     def waiting(self) -> list[int]:
         return [*self._polling, *self._awaiting]
 
-    def pollers(self) -> list[EndpointInfo]:
-        return [poll.endpoint for poll in self._polling.values()]
+    def polls(self) -> list[Poll]:
+        """Those that are parked."""
+        return list(self._polling.values())
 
     @property
     def pending(self) -> int:

@@ -1,7 +1,8 @@
 """SchedulerState: the scheduler's decisions. Events in, commands out; the actor around it performs them.
 
 All of it is soft: a new state learns everything again from the endpoints, whose polls it answers with
-"announce again". Until `rebuild_until` a request that names somebody unknown is parked, not refused.
+"announce again". Until `rebuild_until` a request that names somebody unknown is parked, not refused, and nobody
+is told of a peer that is not back yet.
 
     request -> answered at once | parked (somebody unknown) | contending (rivals are probed) | polling | awaiting
     A request is in exactly one of the four rooms or answered; `check_integrity` proves it.
@@ -27,6 +28,7 @@ from ray_kvfabric.control.events import (
     Commands,
     Died,
     End,
+    Ended,
     Event,
     Forget,
     GaveUp,
@@ -46,7 +48,7 @@ from ray_kvfabric.control.events import (
     Withdraw,
 )
 from ray_kvfabric.control.post import Post
-from ray_kvfabric.errors import FabricError, NotLinked, PeerLost
+from ray_kvfabric.errors import EndpointDraining, FabricError, NotLinked
 from ray_kvfabric.route import EndpointInfo
 
 NAMING_OTHERS = (Resolve, LookUp, LookUpAlias, Send)
@@ -59,6 +61,7 @@ class SchedulerState:
         self._directory = MemberDirectory(settings.lease_s)
         self._post = Post(settings.result_ttl_s, min(settings.poll_s, settings.lease_s / 3))
         self._rebuild_until = rebuild_until
+        self._is_rebuilding = rebuild_until > 0.0
         self._contest = Contest()
         self._parked: dict[int, Asked] = {}
         self._is_retired = False
@@ -87,25 +90,29 @@ class SchedulerState:
             return self._handlers[type(event)](event)
         except FabricError as error:
             asked = cast(Asked, event)
-            if not isinstance(error, NotLinked) or not self._may_yet_come(asked):
+            if not self._may_yet_come(asked, error):
                 return [Refuse(asked.request, error)]
             self._parked[asked.request] = asked
             return []
 
-    def _may_yet_come(self, event: Asked) -> bool:
+    def _may_yet_come(self, event: Asked, error: FabricError) -> bool:
         """Whether what the event names may only not have returned yet."""
-        return isinstance(event, NAMING_OTHERS) and event.now < self._rebuild_until
+        is_unknown = isinstance(error, NotLinked) and not isinstance(error, EndpointDraining)
+        return is_unknown and isinstance(event, NAMING_OTHERS) and self._is_rebuilding
 
     def wake_at(self) -> float | None:
         """When a Tick is due next."""
-        parked = [self._rebuild_until] if self._parked else []
-        return min([*parked, *self._directory.expiries(), *self._post.expiries()], default=None)
+        rebuilt = [self._rebuild_until] if self._is_rebuilding else []
+        return min([*rebuilt, *self._directory.expiries(), *self._post.expiries()], default=None)
 
     # -- membership
 
     def _announce(self, event: Announce) -> Commands:
         if self._is_retired:
             raise NotLinked("this fabric has just ended with its last endpoint")
+        self._directory.refuse_left(event.endpoint)
+        if self._directory.is_told(event.endpoint, event.serial):
+            return [Answer(event.request)]
         dropped = self._drop_former_lives(event)
         rivals = self._directory.rivals(event.endpoint)
         if not rivals:
@@ -121,7 +128,7 @@ class SchedulerState:
 
     def _enter(self, event: Announce) -> Commands:
         watched = self._directory.renew(event.endpoint, event.now)
-        self._directory.announce(event.endpoint, event.actor_id, event.caches, event.now)
+        self._directory.announce(event.endpoint, event.actor_id, event.caches, event.serial, event.now)
         watch = [Watch(event.endpoint)] if event.actor_id is not None and not watched else []
         return [
             Answer(event.request),
@@ -131,14 +138,15 @@ class SchedulerState:
         ]
 
     def _publish(self, event: Publish) -> Commands:
-        self._directory.publish(event.endpoint, event.cache)
+        self._directory.publish(event.endpoint, event.cache, event.serial)
         return [Answer(event.request), *self._retry_parked(event.now)]
 
     def _withdraw(self, event: Withdraw) -> Commands:
-        self._directory.withdraw(event.endpoint, event.cache_id)
+        self._directory.withdraw(event.endpoint, event.cache_id, event.serial)
         return [Answer(event.request)]
 
     def _leave(self, event: Leave) -> Commands:
+        self._directory.leave(event.endpoint)
         return [Answer(event.request), *self._remove(event.endpoint, "left the fabric", event.now)]
 
     def _died(self, event: Died) -> Commands:
@@ -166,7 +174,7 @@ class SchedulerState:
     def _retire(self, event: Retire) -> Commands:
         if self._directory.members():
             return [Answer(event.request, False)]
-        if event.now < self._rebuild_until:  # some may yet return
+        if self._is_rebuilding:  # some may yet return
             self._parked[event.request] = event
             return []
         self._is_retired = True
@@ -184,12 +192,10 @@ class SchedulerState:
         return [Answer(event.request, self._directory.listening(event.alias).endpoint)]
 
     def _send(self, event: Send) -> Commands:
-        member = self._directory.at(event.cluster_id)
+        member = self._directory.addressed(event.cluster_id, event.incarnation)
         if event.key is not None:
             target_id, name = event.key.way
             self._directory.at(target_id).route(name)
-        if event.incarnation not in (None, member.endpoint.incarnation):
-            raise PeerLost(f"incarnation {event.incarnation:016x} was replaced by {member.endpoint}")
         if member.actor_id is not None:
             return [Call(event.request, member.endpoint, event.errand)]
         return self._post.hand_in(event)
@@ -199,7 +205,15 @@ class SchedulerState:
         return [command for event in parked.values() for command in self.handle(replace(event, now=now))]
 
     def _poll(self, event: Poll) -> Commands:
-        return self._post.poll(event, known=self._directory.renew(event.endpoint, event.now))
+        known = self._directory.renew(event.endpoint, event.now)
+        return self._post.poll(event, known, self._gone(event))
+
+    def _gone(self, event: Poll) -> tuple[Ended, ...]:
+        """Whom the poll watches in vain."""
+        if self._is_rebuilding:
+            return ()
+        gone = [each for each in event.watching if not self._directory.has(each)]
+        return tuple(Ended(each, "is not in the fabric") for each in gone)
 
     # -- time
 
@@ -207,7 +221,15 @@ class SchedulerState:
         commands = self._post.tick(event.now)
         for endpoint in self._directory.expired(event.now):
             commands += self._remove(endpoint, "was silent for its whole lease", event.now)
-        return commands + (self._retry_parked(event.now) if event.now >= self._rebuild_until else [])
+        if self._is_rebuilding and event.now >= self._rebuild_until:
+            commands += self._end_rebuilding(event.now)
+        return commands
+
+    def _end_rebuilding(self, now: float) -> Commands:
+        """Who has not come back is unknown from now on."""
+        self._is_rebuilding = False
+        told = [self._post.tell_ended(poll, gone) for poll in self._post.polls() if (gone := self._gone(poll))]
+        return told + self._retry_parked(now)
 
     def _gave_up(self, event: GaveUp) -> Commands:
         self._parked.pop(event.request, None)
@@ -226,14 +248,17 @@ class SchedulerState:
             "caches": sum(len(member.caches) for member in self._directory.members()),
             "errands_pending": self._post.pending,
             "requests_parked": len(self._parked),
+            "endpoints_draining": sum(member.endpoint.is_draining for member in self._directory.members()),
         }
 
     def check_integrity(self) -> None:
-        """For tests: a request waits in one room only, and who polls is a member."""
+        """For tests: a request waits in one room only; who polls is a member, and whom it watches is another."""
         contenders = self._contest.contenders()
         waiting = [*self._parked, *(event.request for event in contenders), *self._post.waiting()]
         assert len(waiting) == len(set(waiting))
-        assert all(self._directory.holds(endpoint) for endpoint in self._post.pollers())
+        assert all(self._directory.holds(poll.endpoint) for poll in self._post.polls())
+        assert not any(map(self._gone, self._post.polls()))
+        assert not self._parked or self._is_rebuilding
         for contender in contenders:
             rivals = self._directory.rivals(contender.endpoint)
             assert rivals

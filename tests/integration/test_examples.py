@@ -32,6 +32,13 @@ def test_quickstart(ray_cluster: str) -> None:
     assert "24576 bytes by shared_memory, equal: True" in run("quickstart.py", ray_cluster)
 
 
+def test_grants(ray_cluster: str) -> None:
+    printed = run("grants.py", ray_cluster)
+    assert "24576 bytes, crc32c right, equal: True" in printed
+    assert "too late: GrantRevoked" in printed
+    assert "request-3: 3 blocks" in printed
+
+
 def test_disaggregated_prefill_decode(ray_cluster: str) -> None:
     prompt = "Return the name of the file."
     printed = run("disaggregated_prefill_decode.py", ray_cluster, prompt)

@@ -14,10 +14,12 @@ from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.errors import CacheNotFound, NotLinked, ParamInvalid
 from ray_kvfabric.route import CacheRef, Receipt
 from tests.integration.conftest import BLOCKS, desc, eventually, pair, process_of, read, scramble
+from tests.integration.scheduler_load import BACK_S, Load
 
 pytestmark = pytest.mark.ray
 
 PUSHES = 100
+DEATHS = 3
 
 
 @pytest.fixture
@@ -109,6 +111,14 @@ def test_links_in_use_go_on_while_there_is_no_scheduler(fabric, kill_scheduler) 
             here.push_blocks(BlocksCacheKey(1), cache, [number % BLOCKS], [0])
         killer.join()
         here.push_blocks(BlocksCacheKey(1), cache, [0], [0])
+
+
+def test_three_deaths_under_load_lose_and_repeat_no_push(fabric) -> None:
+    load = Load(fabric, pairs=1024)
+    back = load.kill_scheduler(DEATHS)
+    print(f"{load.acknowledged} pushes, {load.refused} refusals, resolved again after {back} s")
+    load.check()
+    assert max(back) < BACK_S
 
 
 def _outcome(transfer) -> Receipt | Exception:

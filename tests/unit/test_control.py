@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,6 +22,7 @@ from ray_kvfabric.control.events import (
     Command,
     Died,
     End,
+    Event,
     Forget,
     GaveUp,
     Leave,
@@ -69,7 +71,7 @@ def cache(cache_id: int, model_id: int | None = 0, base: int = 0, keys: tuple[Ro
 
 
 class Desk:
-    """Hands events in, and keeps what each request was answered with."""
+    """Hands events in, and keeps what each request was answered with. What endpoints tell has growing serials."""
 
     def __init__(self, rebuild_until: float = 0.0) -> None:
         self.state = SchedulerState(SETTINGS, rebuild_until)
@@ -84,7 +86,12 @@ class Desk:
         return self._next
 
     def tell(self, kind: type, *fields: Any) -> None:
-        for command in self.state.handle(kind(self.now, *fields)):
+        self.hand_in(kind(self.now, *fields))
+
+    def hand_in(self, event: Event) -> None:
+        if getattr(event, "serial", None) == 0:
+            event = replace(event, serial=self._next)
+        for command in self.state.handle(event):
             if isinstance(command, Answer | Refuse | Call):
                 assert command.request not in self.answers, "a request was answered twice"
                 self.answers[command.request] = command
@@ -160,6 +167,42 @@ class TestMembership:
         desk.get(Announce, endpoint(7, 1), "actor")
         desk.get(Announce, endpoint(7, 2), "actor")
         assert desk.others == [Watch(endpoint(7, 1)), Forget(endpoint(7, 1)), Watch(endpoint(7, 2))]
+
+    def test_who_left_is_not_let_in_again_by_an_announcement_that_comes_late(self, desk: Desk) -> None:
+        desk.get(Announce, endpoint(7, 1), None)
+        waiting = desk.ask(Announce, endpoint(7, 2), None)
+        desk.get(Leave, endpoint(7, 2))  # it gave up, and the announcement of its that waits is of no use
+        with pytest.raises(NotLinked, match=r"endpoint 7 .*0002, pid 1002.* has left"):
+            desk.value(waiting)
+        desk.get(Leave, endpoint(7, 1))
+        with pytest.raises(NotLinked, match="has left"):
+            desk.get(Announce, endpoint(7, 1), None)
+        assert desk.get(Announce, endpoint(7, 3), None) is None
+
+    def test_what_comes_again_or_late_changes_nothing(self, desk: Desk) -> None:
+        def told(event: Any) -> dict[int, CacheInfo]:
+            desk.hand_in(event)
+            assert desk.value(event.request) is None
+            return desk.state.members()[0].caches
+
+        who = endpoint(7)
+        assert told(Announce(desk.now, 901, who, "actor", (), serial=1)) == {}
+        assert list(told(Publish(desk.now, 902, who, cache(1), serial=2))) == [1]
+        assert list(told(Announce(desk.now, 903, who, "actor", (), serial=1))) == [1]
+        assert told(Withdraw(desk.now, 904, who, 1, serial=3)) == {}
+        assert told(Publish(desk.now, 905, who, cache(1), serial=2)) == {}
+        assert list(told(Publish(desk.now, 906, who, cache(1), serial=4))) == [1]
+        assert list(told(Withdraw(desk.now, 907, who, 1, serial=3))) == [1]
+        assert desk.others == [Watch(who)]
+
+    def test_an_announcement_of_an_alias_given_up_since_is_no_contest(self, desk: Desk) -> None:
+        desk.get(Announce, endpoint(7, 1, "10.0.0.1:5"), None)
+        desk.get(Announce, endpoint(7, 1, ""), None)
+        desk.get(Announce, endpoint(8, 1, "10.0.0.1:5"), None)
+        desk.hand_in(Announce(desk.now, 901, endpoint(7, 1, "10.0.0.1:5"), None, serial=1))
+        assert desk.value(901) is None
+        assert desk.others == []
+        assert desk.get(LookUpAlias, "10.0.0.1:5").cluster_id == 8
 
     def test_a_repeated_announcement_is_no_second_watch(self, desk: Desk) -> None:
         desk.get(Announce, endpoint(7), "actor")
@@ -433,7 +476,7 @@ class TestErrands:
             desk.get(Send, 7, self.PUSH, None, BlocksCacheKey(9))
         with pytest.raises(CacheNotFound):
             desk.get(Send, 7, self.PUSH, None, BlocksCacheKey(7, 5))
-        with pytest.raises(PeerLost):
+        with pytest.raises(StaleIncarnation, match=r"incarnation 0{14}63 of endpoint 7 was .* \(incarnation 0{15}1,"):
             desk.get(Send, 7, self.PUSH, 99)
         assert isinstance(desk.get(Send, 7, self.PUSH, 1, BlocksCacheKey(7)), Call)
 
@@ -496,7 +539,7 @@ class TestErrands:
 
 
 CLUSTERS = st.integers(0, 2)
-INCARNATIONS = st.integers(1, 2)
+INCARNATIONS = st.integers(1, 3)
 ALIASES = st.sampled_from(["", "10.0.0.1:5", "10.0.0.2:5", "0.0.0.0:5", "10.0.0.1:6"])
 CACHES = st.integers(1, 3)
 MODELS = st.none() | st.integers(0, 1)
@@ -523,6 +566,8 @@ class ControlMachine(RuleBasedStateMachine):
         self.desk = Desk()
         self.model: dict[int, Held] = {}
         self.contending: dict[int, EndpointInfo] = {}
+        self.left: set[tuple[int, int]] = set()
+        self.parked: dict[int, tuple[tuple[int, int], ...]] = {}  # polls that were not answered: whom they watch
 
     def _knows(self, cluster_id: int, incarnation: int) -> bool:
         return cluster_id in self.model and self.model[cluster_id].who.incarnation == incarnation
@@ -541,7 +586,12 @@ class ControlMachine(RuleBasedStateMachine):
     @rule(cluster_id=CLUSTERS, incarnation=INCARNATIONS, alias=ALIASES)
     def announce(self, cluster_id: int, incarnation: int, alias: str) -> None:
         who = endpoint(cluster_id, incarnation, alias)
-        self.contending[self.desk.ask(Announce, who, None)] = who
+        request = self.desk.ask(Announce, who, None)
+        if (cluster_id, incarnation) in self.left:
+            with pytest.raises(NotLinked, match="has left"):
+                self.desk.value(request)
+            return
+        self.contending[request] = who
         self._let_in()
 
     def _let_in(self) -> None:
@@ -551,9 +601,18 @@ class ControlMachine(RuleBasedStateMachine):
                 assert self.desk.value(request) is None
                 self.model[who.cluster_id] = Held(who, self.desk.now + 15, {})
                 del self.contending[request]
+                self._supersede(request, who)
                 return self._let_in()
         assert not set(self.contending) & set(self.desk.answers)
         return None
+
+    def _supersede(self, entered: int, who: EndpointInfo) -> None:
+        """What the same incarnation asked for before counts no more, and its caller is let go."""
+        same = (who.cluster_id, who.incarnation)
+        for request, other in list(self.contending.items()):
+            if request < entered and (other.cluster_id, other.incarnation) == same:
+                assert self.desk.value(request) is None
+                del self.contending[request]
 
     @rule(cluster_id=CLUSTERS, incarnation=INCARNATIONS, cache_id=CACHES, model_id=MODELS)
     def publish(self, cluster_id: int, incarnation: int, cache_id: int, model_id: int | None) -> None:
@@ -577,12 +636,29 @@ class ControlMachine(RuleBasedStateMachine):
     def go(self, cluster_id: int, incarnation: int, how: type) -> None:
         who = endpoint(cluster_id, incarnation)
         if how is Leave:
+            self._forget_contenders(cluster_id, incarnation)
             self.desk.get(Leave, who)
         else:
             self.desk.tell(Died, who, "died")
         if self._knows(cluster_id, incarnation):
             del self.model[cluster_id]
+            self._all_are_told((cluster_id, incarnation))
             self._let_in()
+
+    def _forget_contenders(self, cluster_id: int, incarnation: int) -> None:
+        self.left.add((cluster_id, incarnation))
+        kept = {
+            request: who
+            for request, who in self.contending.items()
+            if (who.cluster_id, who.incarnation) not in self.left
+        }
+        self.contending = kept
+
+    def _all_are_told(self, gone: tuple[int, int]) -> None:
+        for request in self.parked:
+            orders = self.desk.value(request)
+            assert orders.announce_again or [each.mark for each in orders.ended] == [gone]
+        self.parked.clear()
 
     @rule(cluster_id=CLUSTERS, incarnation=INCARNATIONS)
     def prove_alive(self, cluster_id: int, incarnation: int) -> None:
@@ -596,19 +672,26 @@ class ControlMachine(RuleBasedStateMachine):
                     self.desk.value(request)
                 del self.contending[request]
 
-    @rule(cluster_id=CLUSTERS, incarnation=INCARNATIONS)
-    def poll(self, cluster_id: int, incarnation: int) -> None:
-        request = self.desk.ask(Poll, endpoint(cluster_id, incarnation), ())
-        if self._knows(cluster_id, incarnation):
+    @rule(
+        cluster_id=CLUSTERS, incarnation=INCARNATIONS, watching=st.sets(st.tuples(CLUSTERS, INCARNATIONS), max_size=2)
+    )
+    def poll(self, cluster_id: int, incarnation: int, watching: set[tuple[int, int]]) -> None:
+        request = self.desk.ask(Poll, endpoint(cluster_id, incarnation), (), tuple(watching))
+        self.parked = {each: whom for each, whom in self.parked.items() if each not in self.desk.answers}
+        knows, gone = self._knows(cluster_id, incarnation), {each for each in watching if not self._knows(*each)}
+        if knows:
             self.model[cluster_id] = self.model[cluster_id]._replace(lease_until=self.desk.now + 15)
-            assert request not in self.desk.answers
-        else:
-            assert self.desk.value(request).announce_again
+        if knows and not gone:
+            self.parked[request] = tuple(watching)
+            return
+        orders = self.desk.value(request)
+        assert (orders.announce_again, {each.mark for each in orders.ended}) == (not knows, gone)
 
     @precondition(lambda self: not self.contending)
     @rule(seconds=st.sampled_from([1, 4, 10]))
     def wait(self, seconds: int) -> None:
         self.desk.pass_time(seconds)
+        self.parked = {each: whom for each, whom in self.parked.items() if each not in self.desk.answers}
         for cluster_id in [key for key, held in self.model.items() if held.lease_until <= self.desk.now]:
             del self.model[cluster_id]
 
@@ -637,6 +720,11 @@ class ControlMachine(RuleBasedStateMachine):
         else:
             with pytest.raises(NotLinked):
                 self.desk.value(request)
+
+    @invariant()
+    def who_waits_watches_the_living(self) -> None:
+        assert not set(self.parked) & set(self.desk.answers)
+        assert all(self._knows(*each) for watching in self.parked.values() for each in watching)
 
     @invariant()
     def members_are_the_model(self) -> None:
