@@ -7,6 +7,7 @@ know no index of the receiver's.
 from __future__ import annotations
 
 import hashlib
+import time
 from array import array
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
@@ -61,6 +62,11 @@ class Grant:
         """The layers of the cache that it covers, in whole ones of `tensors_per_layer`."""
         first = self.first_tensor // self.tensors_per_layer
         return range(first, first + max(self.num_tensors // self.tensors_per_layer, 1))
+
+    @property
+    def has_expired(self) -> bool:
+        """For processes of the endpoint's host."""
+        return time.monotonic_ns() >= self.deadline_ns
 
     def __str__(self) -> str:
         of_request = f" of request {self.request_id}" if self.request_id else ""

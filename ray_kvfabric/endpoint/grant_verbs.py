@@ -179,7 +179,7 @@ class GrantVerbs(EndpointCore):
         grant = as_grant(grant)
         use = GrantUse(grant, writer_index(grant, writer, self.endpoint.cluster_id), 0, False)
         deadline = self._control_deadline() if timeout_s is None else Deadline.after(timeout_s)
-        way = self._links.way((grant.cluster_id, CacheName("id", grant.cache_id)), "host", deadline)
+        way = self._links.any_way((grant.cluster_id, CacheName("id", grant.cache_id)), deadline)
         check_incarnation(grant, way.route.endpoint)
         way.link.fail_grant(use, int(LLMStatusCode.LLM_FAILED), reason, deadline)
 

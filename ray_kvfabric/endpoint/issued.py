@@ -58,7 +58,8 @@ class IssuedGrant:
         """Sleeps until every granted block of this layer, as the cache counts layers, was written.
 
         Other layers may still be coming, and a block that is written twice may change again; a digest is compared
-        for the blocks of this layer. Raises as `wait`, ParamInvalid for a layer that was not granted.
+        for the blocks of this layer. Raises as `wait`, ParamInvalid for a layer that was not granted. After a
+        DigestMismatch of the layer the grant stands on: its writer may write the blocks again.
         """
         self._table.wait_layer(self, layer, self._deadline(timeout_s))
 

@@ -72,11 +72,16 @@ class LinkTable:
         found = self._ways[memory].get(name)
         return found if found is not None else self._open(name, memory, deadline, is_asked)
 
-    def open(self, name: WayName, deadline: Deadline) -> None:
+    def open(self, name: WayName, deadline: Deadline) -> Way:
         """The way from memory of the kind that is there, if this endpoint has such."""
         memory = self._resolve(name, deadline).cache.memory
         has_device = self._local.devices.find() is not None
-        self.way(name, memory if has_device else "host", deadline)
+        return self.way(name, memory if has_device else "host", deadline)
+
+    def any_way(self, name: WayName, deadline: Deadline) -> Way:
+        """One that is open, from memory of either kind; else as `open`."""
+        found = (ways.get(name) for ways in self._ways.values())
+        return next((way for way in found if way is not None), None) or self.open(name, deadline)
 
     def way_of_row(self, name: WayName, memory: str, deadline: Deadline) -> tuple[Way, CacheInfo]:
         """The way to a cache that a request, a prefix or an address names, and what it is now.

@@ -92,7 +92,7 @@ def _parameters(function: Any) -> Iterator[dict[str, Any]]:
     for mark in marks:
         names, rows = mark.args
         for row in rows:
-            yield dict(zip(names, row, strict=True))
+            yield {names: row} if isinstance(names, str) else dict(zip(names, row, strict=True))
 
 
 class PeerWorker(CacheWorker):

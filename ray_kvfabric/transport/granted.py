@@ -6,7 +6,6 @@ GrantedPush   one push: enter, then what it has written or why it failed; all of
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -111,8 +110,7 @@ def share_of(use: GrantUse, plan: Plan) -> Share:
 def refusal(status: int, use: GrantUse) -> LLMException | None:
     """Why the board let nobody in; None for what is not about the grant."""
     grant = use.grant
-    is_late = time.monotonic_ns() >= grant.deadline_ns  # of one host: the page is mapped
-    if status == shared_page.EXPIRED or (status == shared_page.STALE and is_late):
+    if status == shared_page.EXPIRED or (status == shared_page.STALE and grant.has_expired):
         return GrantExpired(f"{grant} has expired; nothing was moved")
     if status == shared_page.STALE:
         return GrantRevoked(f"{grant} was revoked, or has landed: its blocks may belong to somebody else")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ray_kvfabric.errors import (
     CacheNotFound,
     EndpointDraining,
+    GrantExpired,
     GrantRevoked,
     LLMException,
     LLMStatusCode,
@@ -191,6 +192,8 @@ class Passage:
             f"transfer {self._order.transfer_id} from endpoint {self._link.local.endpoint.cluster_id} to "
             f"{self._link.peer}"
         )
+        if status == COPY_TIMED_OUT and self._order.use is not None and self._order.use.grant.has_expired:
+            return GrantExpired(f"{self._order.use.grant} expired after {nbytes} bytes")
         if status == COPY_TIMED_OUT:
             return TransferTimeout(f"{where} passed its time limit after {nbytes} bytes")
         if status == COPY_STOPPED:
