@@ -6,7 +6,7 @@
 #   make test-gpu, make test-npu  the device tests where there is one
 #   make bench    what a push costs on this machine
 #   make lint     format, types, imports, spelling
-#   make stress   the long tests
+#   make stress   the long tests; RUNS=n says how many runs, SEED=n which ones
 PYTHON ?= python3
 # Each of the hundreds of processes of a test run would compile torch and ray anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -31,7 +31,7 @@ bench: $(VENV)/.core
 	$(BIN)/kvfabric bench
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/contract
+	$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/contract tests/census
 	$(BIN)/python -m pytest -m "not slow" tests/integration
 
 test-slow: $(VENV)/.test

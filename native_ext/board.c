@@ -63,7 +63,7 @@ static int bind_owner(kvf_writer *writer, const kvf_bearer *bearer) {
     uint64_t nobody = 0;
     if (!atomic_compare_exchange_strong(&writer->owner, &nobody, bearer->owner))
         return nobody == bearer->owner ? KVF_OK : KVF_REPLAYED;
-    atomic_store(&writer->pid, bearer->pid);
+    atomic_store(&writer->process, bearer->process);
     atomic_store(&writer->cluster_id, bearer->cluster_id);
     return KVF_OK;
 }
@@ -190,7 +190,7 @@ static int moving_writer_is_gone(kvf_page *page, uint64_t at, uint32_t *writer) 
     const kvf_board *board = board_at(page, at);
     for (uint32_t index = 0; index < board->writers; index++) {
         kvf_writer *each = kvf_board_writer(page, at, index);
-        if (atomic_load(&each->state) == KVF_MOVING && kvf_is_gone(atomic_load(&each->pid))) {
+        if (atomic_load(&each->state) == KVF_MOVING && kvf_is_gone(atomic_load(&each->process))) {
             *writer = index;
             return 1;
         }

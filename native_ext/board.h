@@ -21,7 +21,7 @@ enum { KVF_WAITED_FOR = 0, KVF_MOVING = 1, KVF_SEALED = 2, KVF_FAILED = 3 };
 
 typedef struct {
     _Atomic uint64_t owner; /* the writer's incarnation; 0: it has not come yet */
-    _Atomic int64_t pid;    /* its process; 0: on another host */
+    _Atomic uint64_t process; /* 0: on another host */
     _Atomic uint32_t state;
     uint32_t transport;
     _Atomic uint64_t cluster_id;
@@ -61,7 +61,7 @@ enum {
 
 typedef struct {
     uint64_t owner;
-    int64_t pid;
+    uint64_t process;
     uint64_t cluster_id;
     uint32_t writer;
     uint32_t transport;

@@ -2,9 +2,12 @@
 #include "page.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -35,16 +38,39 @@ void kvf_page_init(kvf_page *page, uint64_t incarnation, uint64_t cluster_id, in
 
 /* ---- links ---------------------------------------------------------------------------------------- */
 
+/* In clock ticks since the host's boot: field 22 of /proc/PID/stat, whose second field may hold anything but ends
+ * with the last bracket. 0 where there is no such process. */
+static uint64_t start_of(int64_t pid) {
+    char path[32], text[1024];
+    snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t length = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[length > 0 ? length : 0] = 0;
+    char *field = strrchr(text, ')');
+    for (int number = 2; field != NULL && number < 22; number++)
+        field = strchr(field + 1, ' ');
+    return field == NULL ? 0 : strtoull(field, NULL, 10);
+}
+
+uint64_t kvf_process(int64_t pid) { return pid <= 0 ? 0 : (uint64_t)pid | start_of(pid) << KVF_PID_BITS; }
+
+int64_t kvf_pid(uint64_t process) { return (int64_t)(process & ((1u << KVF_PID_BITS) - 1)); }
+
 /* A killed process counts as gone before its parent has reaped it, which kill(pid, 0) would not tell. */
-int kvf_is_gone(int64_t pid) {
-    if (pid <= 0)
+int kvf_is_gone(uint64_t process) {
+    int64_t pid = kvf_pid(process);
+    if (pid == 0)
         return 0;
     int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
-    if (pidfd < 0)
-        return errno == ESRCH || errno == EINVAL; /* EINVAL: the number is a thread's by now */
+    if (pidfd < 0) /* EINVAL, ENOENT: the number is a thread's by now */
+        return errno == ESRCH || errno == EINVAL || errno == ENOENT;
     int gone = kvf_has_ended(pidfd);
     close(pidfd);
-    return gone;
+    uint64_t start = process >> KVF_PID_BITS;
+    return gone || (start != 0 && start_of(pid) != start);
 }
 
 static void clear_cells(kvf_link *link) {
@@ -52,15 +78,16 @@ static void clear_cells(kvf_link *link) {
         atomic_store(&link->cells[cell], 0);
 }
 
-/* A free link, or one whose writer's process is gone. `pid` is the lock: whoever swaps it has the link, so that no
+/* A free link, or one whose writer's process is gone. `process` is the lock: whoever swaps it has the link, so that no
  * two claim the same dead one. `posted` goes on, so readers never see it fall. */
 int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid) {
+    uint64_t process = kvf_process(pid);
     for (int index = 0; index < KVF_LINKS; index++) {
         kvf_link *link = &page->links[index];
-        int64_t held = atomic_load(&link->pid);
+        uint64_t held = atomic_load(&link->process);
         if (held != 0 && !kvf_is_gone(held))
             continue;
-        if (atomic_compare_exchange_strong(&link->pid, &held, pid)) {
+        if (atomic_compare_exchange_strong(&link->process, &held, process)) {
             clear_cells(link);
             atomic_store(&link->owner, owner);
             return index;
@@ -82,21 +109,22 @@ void kvf_release_link(kvf_page *page, int index, uint64_t owner) {
     if (!atomic_compare_exchange_strong(&link->owner, &held, 0))
         return;
     clear_cells(link);
-    atomic_store(&link->pid, 0); /* last: from here on it may be claimed */
+    atomic_store(&link->process, 0); /* last: from here on it may be claimed */
 }
 
 int kvf_sweep_links(kvf_page *page) {
     int freed = 0;
+    uint64_t self = kvf_process(page->pid);
     for (int index = 0; index < KVF_LINKS; index++) {
         kvf_link *link = &page->links[index];
-        int64_t held = atomic_load(&link->pid);
+        uint64_t held = atomic_load(&link->process);
         if (held == 0 || !kvf_is_gone(held))
             continue;
-        if (!atomic_compare_exchange_strong(&link->pid, &held, page->pid))
+        if (!atomic_compare_exchange_strong(&link->process, &held, self))
             continue; /* somebody has claimed it meanwhile */
         clear_cells(link);
         atomic_store(&link->owner, 0);
-        atomic_store(&link->pid, 0);
+        atomic_store(&link->process, 0);
         freed++;
     }
     return freed;
@@ -124,7 +152,7 @@ int kvf_count_writers(kvf_page *page) {
     int count = 0;
     for (int index = 0; index < KVF_LINKS; index++) {
         kvf_link *link = &page->links[index];
-        if (atomic_load(&link->owner) == 0 || kvf_is_idle(page, index) || kvf_is_gone(atomic_load(&link->pid)))
+        if (atomic_load(&link->owner) == 0 || kvf_is_idle(page, index) || kvf_is_gone(atomic_load(&link->process)))
             continue;
         for (int cell = 0; cell < KVF_CELLS; cell++)
             count += atomic_load(&link->cells[cell]) != 0;
@@ -167,7 +195,7 @@ static int is_being_written(kvf_page *page, uint32_t slot) {
             continue;
         for (int cell = 0; cell < KVF_CELLS; cell++)
             if (atomic_load(&link->cells[cell]) == (uint64_t)slot + 1)
-                if (!kvf_is_gone(atomic_load(&link->pid)))
+                if (!kvf_is_gone(atomic_load(&link->process)))
                     return 1;
     }
     return 0;

@@ -46,7 +46,7 @@ _Static_assert(sizeof(kvf_record) == 128, "a record is two cache lines");
 
 typedef struct {
     _Atomic uint64_t owner; /* the writer's incarnation; 0: nobody writes */
-    _Atomic int64_t pid;    /* the writer's process; 0: free. Whoever swaps it has claimed the link */
+    _Atomic uint64_t process; /* the writer's; 0: free. Whoever swaps it has claimed the link */
     _Atomic uint64_t posted; /* sequence of the newest record */
     unsigned char pad[40];
     _Atomic uint64_t cells[KVF_CELLS]; /* slot + 1 of what is being written; 0: nothing */
@@ -87,7 +87,13 @@ enum {
 void kvf_page_init(kvf_page *page, uint64_t incarnation, uint64_t cluster_id, int64_t pid);
 int64_t kvf_monotonic_ns(void);
 int kvf_has_ended(int pidfd);
-int kvf_is_gone(int64_t pid); /* whether no such process runs; 0 is nobody, who is not gone */
+
+/* A process by its number and when it started, since numbers are used again: pid | start << KVF_PID_BITS, in one word
+ * so that it can be swapped. The start is 0 where /proc does not tell. 0 is nobody, who is never gone. */
+#define KVF_PID_BITS 22
+uint64_t kvf_process(int64_t pid);
+int64_t kvf_pid(uint64_t process);
+int kvf_is_gone(uint64_t process);
 
 int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid);
 int kvf_is_idle(kvf_page *page, int link); /* whether no transfer of the link is under way */

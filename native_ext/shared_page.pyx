@@ -47,7 +47,9 @@ cdef extern from "page.h" nogil:
     void kvf_page_init(kvf_page *page, uint64_t incarnation, uint64_t cluster_id, int64_t pid)
     int64_t kvf_monotonic_ns()
     int kvf_has_ended(int pidfd)
-    int kvf_is_gone(int64_t pid)
+    uint64_t kvf_process(int64_t pid)
+    int64_t kvf_pid(uint64_t process)
+    int kvf_is_gone(uint64_t process)
     int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid)
     int kvf_is_idle(kvf_page *page, int link)
     void kvf_release_link(kvf_page *page, int link, uint64_t owner)
@@ -69,7 +71,7 @@ cdef extern from "page.h" nogil:
 cdef extern from "board.h" nogil:
     ctypedef struct kvf_writer:
         uint64_t owner
-        int64_t pid
+        uint64_t process
         uint32_t state
         uint32_t transport
         uint64_t cluster_id
@@ -91,7 +93,7 @@ cdef extern from "board.h" nogil:
 
     ctypedef struct kvf_bearer:
         uint64_t owner
-        int64_t pid
+        uint64_t process
         uint64_t cluster_id
         uint32_t writer
         uint32_t transport
@@ -142,12 +144,12 @@ cdef extern from *:
     }
     static uint64_t kvf_posted(kvf_page *page, int link) { return kvf_load(&page->links[link].posted); }
     static uint64_t kvf_owner(kvf_page *page, int link) { return kvf_load(&page->links[link].owner); }
-    static int64_t kvf_owner_pid(kvf_page *page, int link) { return atomic_load(&page->links[link].pid); }
+    static uint64_t kvf_owner_process(kvf_page *page, int link) { return atomic_load(&page->links[link].process); }
     static kvf_writer kvf_writer_as_seen(kvf_page *page, uint64_t at, uint32_t writer) {
         kvf_writer seen = {0}, *place = kvf_board_writer(page, at, writer);
         seen.state = atomic_load(&place->state); /* first: what it shows was written before it */
         seen.owner = atomic_load(&place->owner);
-        seen.pid = atomic_load(&place->pid);
+        seen.process = atomic_load(&place->process);
         seen.cluster_id = atomic_load(&place->cluster_id);
         seen.nbytes = atomic_load(&place->nbytes);
         seen.transfers = atomic_load(&place->transfers);
@@ -163,7 +165,7 @@ cdef extern from *:
     void *kvf_slot_word(kvf_page *page, uint32_t slot) nogil
     uint64_t kvf_posted(kvf_page *page, int link) nogil
     uint64_t kvf_owner(kvf_page *page, int link) nogil
-    int64_t kvf_owner_pid(kvf_page *page, int link) nogil
+    uint64_t kvf_owner_process(kvf_page *page, int link) nogil
 
 OK = KVF_OK
 STALE = KVF_STALE
@@ -195,7 +197,7 @@ def has_ended(int pidfd):
 
 def is_gone(int64_t pid):
     """Whether no such process runs, also before its parent has reaped it."""
-    return bool(kvf_is_gone(pid))
+    return bool(kvf_is_gone(pid if pid > 0 else 0))
 
 
 def board_nbytes(uint32_t writers, uint32_t tensors, uint32_t blocks, bint has_digests):
@@ -326,7 +328,7 @@ cdef class SharedPage:
         if cell < 0:
             return cell
         bearer.owner = kvf_owner(self.page, link)
-        bearer.pid = kvf_owner_pid(self.page, link)
+        bearer.process = kvf_owner_process(self.page, link)
         bearer.cluster_id = cluster_id
         bearer.writer = writer
         bearer.transport = transport
@@ -394,7 +396,7 @@ cdef class SharedPage:
     def bind(self, uint64_t at, bytes seal, uint32_t writer, uint64_t owner, int64_t pid, uint64_t cluster_id,
              uint32_t transport):
         """The owner itself lets a writer in whose bytes it takes. OK, FORGED, EXPIRED, REPLAYED or SPENT."""
-        cdef kvf_bearer bearer = kvf_bearer(owner, pid, cluster_id, writer, transport)
+        cdef kvf_bearer bearer = kvf_bearer(owner, kvf_process(pid), cluster_id, writer, transport)
         if len(seal) != 16:
             return KVF_FORGED
         return kvf_board_bind(self.page, at, <const unsigned char *>(<const char *>seal), &bearer)
@@ -457,7 +459,7 @@ cdef class SharedPage:
         cdef kvf_writer seen = kvf_writer_as_seen(self.page, at, writer)
         text = (<const char *>seen.text).decode(errors="replace")
         return (
-            seen.state, seen.owner, seen.pid, seen.cluster_id, seen.nbytes, seen.transfers, seen.seen_ns,
+            seen.state, seen.owner, kvf_pid(seen.process), seen.cluster_id, seen.nbytes, seen.transfers, seen.seen_ns,
             seen.transport, seen.code, text,
         )
 
@@ -481,7 +483,7 @@ cdef class SharedPage:
     def links(self):
         """(index, owner incarnation, owner pid, records posted) of the links in use."""
         return [
-            (link, kvf_owner(self.page, link), kvf_owner_pid(self.page, link), kvf_posted(self.page, link))
+            (link, kvf_owner(self.page, link), kvf_pid(kvf_owner_process(self.page, link)), kvf_posted(self.page, link))
             for link in range(KVF_LINKS)
             if kvf_owner(self.page, link) != 0
         ]

@@ -16,7 +16,7 @@ Lists = tuple[list[int], list[int]]  # source and target blocks of one call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """`blocks_per_call` of `num_blocks` blocks of every tensor move in one call."""
+    """`blocks_per_call` of `num_blocks` blocks of every tensor move in one call; `fans`: to several targets as well."""
 
     name: str
     num_tensors: int
@@ -24,6 +24,7 @@ class Case:
     blocks_per_call: int
     num_blocks: int
     consecutive: bool = False
+    fans: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -63,8 +64,8 @@ _MLA = Case(name="mla", num_tensors=61, block_nbytes=144 * KIB, blocks_per_call=
 CASES = {
     case.name: case
     for case in (
-        Case(name="small", num_tensors=4, block_nbytes=16 * KIB, blocks_per_call=1, num_blocks=1024),
-        replace(_LLAMA, name="llama_rand"),
+        Case(name="small", num_tensors=4, block_nbytes=16 * KIB, blocks_per_call=1, num_blocks=1024, fans=True),
+        replace(_LLAMA, name="llama_rand", fans=True),
         replace(_LLAMA, name="llama_seq", consecutive=True),
         replace(_MLA, name="mla_rand"),
         replace(_MLA, name="mla_seq", consecutive=True),
@@ -73,9 +74,14 @@ CASES = {
 }
 
 
-def select(names: tuple[str, ...]) -> list[Case]:
-    """Cases by name, all when none is named. Raises ConfigError listing the known ones."""
-    unknown = [name for name in names if name not in CASES]
+URGENT = Case(name="urgent", num_tensors=4, block_nbytes=16 * KIB, blocks_per_call=1, num_blocks=64)
+BULK = replace(_LLAMA, name="bulk", num_blocks=64, consecutive=True)  # what is on the link of urgent pushes
+
+
+def select(names: tuple[str, ...], others: tuple[str, ...] = ()) -> list[Case]:
+    """Cases by name, all when none is named; `others` are known too. Raises ConfigError listing the known ones."""
+    known = (*CASES, *others)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"no case {', '.join(map(repr, unknown))}; the cases are {', '.join(CASES)}")
-    return [CASES[name] for name in names or CASES]
+        raise ConfigError(f"no case {', '.join(map(repr, unknown))}; the cases are {', '.join(known)}")
+    return [CASES[name] for name in names or CASES if name in CASES]

@@ -27,6 +27,22 @@ class Ledger:
             self.held[target] = source
 
 
+class GrantedLedger(Ledger):
+    """A granted push writes neighbours among the granted `blocks`: target blocks come to a window of these."""
+
+    def __init__(self, case: Case, blocks: tuple[int, ...]) -> None:
+        super().__init__(case)
+        self._blocks = blocks
+
+    def at(self, lists: Lists) -> int:
+        """Where in the grant; neighbouring target blocks stay what they are where the grant is in order."""
+        return lists[1][0] % (len(self._blocks) - len(lists[1]) + 1)
+
+    def write(self, lists: Lists) -> None:
+        at = self.at(lists)
+        super().write((lists[0], list(self._blocks[at : at + len(lists[1])])))
+
+
 def fill_source(cache: Cache, case: Case) -> None:
     for tensor in range(case.num_tensors):
         words = words_of(cache, tensor)

@@ -1,11 +1,13 @@
 """The ends of a measured push: managers whose directory is a dictionary filled by hand, no Ray.
 
-Target   a process's endpoint that is written into; it fills and verifies its own caches
+Target    a process's endpoint that is written into; it fills and verifies its own caches
+Targets   several of them in one process
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 
@@ -17,11 +19,15 @@ from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings, PoolSettings, endpoint_settings
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import CacheNotFound, NotLinked
+from ray_kvfabric.endpoint.issued import IssuedGrant
+from ray_kvfabric.errors import CacheNotFound, LLMException, NotLinked
+from ray_kvfabric.grant import Grant
+from ray_kvfabric.memory.copy import load
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
 
 POOL_NBYTES = 1 << 40  # the host's free memory is the limit that counts
 CALL_TIMEOUT_MS = 60_000
+GRANT_S = 3600.0
 
 
 class Roads:
@@ -80,6 +86,7 @@ class Target:
     def __init__(self, cluster_id: int) -> None:
         self.manager = CacheManager(cluster_id, directory=Roads(), settings=settings(), tracer_pid=os.getppid())
         self._opened: dict[int, tuple[Cache, Case]] = {}
+        self._granted: dict[int, IssuedGrant] = {}
 
     def open_cache(self, case: Case, model_id: int, foreign: bool = False) -> Route:
         """A filled cache: allocated by the fabric, or over memory that numpy allocated."""
@@ -95,6 +102,33 @@ class Target:
         self._opened[model_id] = cache, case
         return Route(self.manager.endpoint, self.info(cache))
 
+    def grant(self, model_id: int, blocks: list[int], verify: str | None) -> Grant:
+        """All of these blocks, for as long as a measurement may take."""
+        cache = self._opened[model_id][0]
+        issued = self._granted[model_id] = self.manager.grant_blocks(cache, blocks, ttl_s=GRANT_S, verify=verify)
+        return issued.grant
+
+    def land(self, model_id: int) -> str | None:
+        """What is wrong with a grant that was sealed; its digests are compared here."""
+        try:
+            self._granted[model_id].wait(CALL_TIMEOUT_MS / 1000)
+        except LLMException as error:
+            return str(error)
+        return None
+
+    def time_checks(self, model_id: int, lists: list[list[int]]) -> list[int]:
+        """Nanoseconds of the digests of these blocks of all tensors, as a receiver works them out."""
+        cache, case = self._opened[model_id]
+        copier = load(self.manager.settings.copy_kernel)
+        table = copier.RegionTable(self.info(cache).regions)
+        found = np.zeros(case.num_tensors * case.blocks_per_call, np.uint32)
+        taken = []
+        for blocks in [copier.BlockList(each, "blocks") for each in lists]:
+            started = time.perf_counter_ns()
+            copier.block_digests(table, 0, case.num_tensors, blocks, found)
+            taken.append(time.perf_counter_ns() - started)
+        return taken
+
     def info(self, cache: Cache) -> CacheInfo:
         return next(each for each in self.manager.caches() if each.cache_id == cache.cache_id)
 
@@ -104,3 +138,22 @@ class Target:
 
     def close(self) -> None:
         self.manager.close()
+
+
+class Targets:
+    """Several endpoints of one process, each with caches of the same case."""
+
+    def __init__(self, cluster_ids: tuple[int, ...]) -> None:
+        self._targets = [Target(each) for each in cluster_ids]
+
+    def open_caches(self, case: Case, model_id: int) -> list[Route]:
+        return [each.open_cache(case, model_id) for each in self._targets]
+
+    def first_wrong(self, model_id: int, held: Held) -> str | None:
+        """All of them were written alike."""
+        found = [each.first_wrong(model_id, held) for each in self._targets]
+        return next((wrong for wrong in found if wrong is not None), None)
+
+    def close(self) -> None:
+        for each in self._targets:
+            each.close()

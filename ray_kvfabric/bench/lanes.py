@@ -1,9 +1,13 @@
 """The contenders of a run. Each prepares a call for given block lists; the call does one copy and says its time.
 
-push     CacheManager.push_blocks, as a Python caller sees it, completion record included
-bare_c   the native plain copy, block by block, into the peer's mapped pages
-limit    one loop of the copy kernel with a number of threads, within one process
-memcpy   one thread's memcpy of the C library
+push          CacheManager.push_blocks, as a Python caller sees it, completion record included
+granted       push_granted under a grant of all blocks of the target, which is not sealed
+verified      the same, with a digest of each block as it was read
+one_to_many   push_blocks_to to several endpoints of another process
+singles       push_blocks to each of these, one after the other
+bare_c        the native plain copy, block by block, into the peer's mapped pages
+limit         one loop of the copy kernel with a number of threads, within one process
+memcpy        one thread's memcpy of the C library
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ray_kvfabric.bench.cases import Case, Lists
-from ray_kvfabric.bench.contents import Ledger
+from ray_kvfabric.bench.contents import GrantedLedger, Ledger
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.errors import LLMException
+from ray_kvfabric.grant import Grant
 from ray_kvfabric.memory.copy import BlockList, Copier, RegionTable
 from ray_kvfabric.memory.memfd import HostMemory
 
@@ -59,6 +65,75 @@ class Push(NamedTuple):
         def call() -> int:
             started = clock()
             push(target, cache, source_blocks, target_blocks)
+            return clock() - started
+
+        return call
+
+
+class GrantedPush(NamedTuple):
+    key: LaneKey
+    ledger: GrantedLedger
+    manager: CacheManager
+    cache: Cache
+    grant: Grant
+
+    def prepare(self, lists: Lists) -> Call:
+        push, grant, cache, source_blocks = self.manager.push_granted, self.grant, self.cache, lists[0]
+        at, clock = self.ledger.at(lists), time.perf_counter_ns
+
+        def call() -> int:
+            started = clock()
+            push(grant, cache, source_blocks, at=at, seal=False)
+            return clock() - started
+
+        return call
+
+    def seal(self) -> None:
+        """Writes every granted block a last time."""
+        blocks = list(range(len(self.grant.blocks)))
+        self.manager.push_granted(self.grant, self.cache, blocks)
+        self.ledger.write((blocks, blocks))
+
+
+class OneToMany(NamedTuple):
+    key: LaneKey
+    ledger: Ledger
+    manager: CacheManager
+    cache: Cache
+    targets: tuple[BlocksCacheKey, ...]
+
+    def prepare(self, lists: Lists) -> Call:
+        push, cache, clock = self.manager.push_blocks_to, self.cache, time.perf_counter_ns
+        source_blocks, target_blocks = lists
+        targets = [(each, target_blocks) for each in self.targets]
+
+        def call() -> int:
+            started = clock()
+            outcomes = push(targets, cache, source_blocks)
+            taken = clock() - started
+            for outcome in outcomes:
+                if isinstance(outcome, LLMException):
+                    raise outcome
+            return taken
+
+        return call
+
+
+class Singles(NamedTuple):
+    key: LaneKey
+    ledger: Ledger
+    manager: CacheManager
+    cache: Cache
+    targets: tuple[BlocksCacheKey, ...]
+
+    def prepare(self, lists: Lists) -> Call:
+        push, targets, cache, clock = self.manager.push_blocks, self.targets, self.cache, time.perf_counter_ns
+        source_blocks, target_blocks = lists
+
+        def call() -> int:
+            started = clock()
+            for target in targets:
+                push(target, cache, source_blocks, target_blocks)
             return clock() - started
 
         return call

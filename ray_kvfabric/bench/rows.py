@@ -19,20 +19,40 @@ class Measured(NamedTuple):
     wrong: dict[LaneKey, str | None]
 
 
+BESIDE = ("granted", "verified", "check", "one_to_many", "singles")
+
+
 def rows(measured: Measured) -> list[Row]:
-    """Pushes first, then the yardsticks; of the kernel's loops the fastest only, which is the limit."""
-    by_name = {
+    """Pushes first, then other ways to push, then yardsticks; of the kernel's loops the fastest, which is the limit."""
+    by_name: dict[str, list[Figures]] = {
         name: [lane for lane in measured.lanes if lane.key.contender == name]
-        for name in ("kvfabric", "bare_c", "limit", "memcpy")
+        for name in ("kvfabric", *BESIDE, "bare_c", "limit", "memcpy")
     }
-    memcpy = by_name["memcpy"][0]
-    limit = fastest(by_name["limit"] or by_name["bare_c"])
-    shown = [*by_name["kvfabric"], limit, memcpy]
-    return [_row(measured, lane, memcpy, limit) for lane in shown]
+    yards = Yards(
+        by_name["kvfabric"][0], by_name["singles"], fastest(by_name["limit"] or by_name["bare_c"]), by_name["memcpy"][0]
+    )
+    beside = [lane for name in BESIDE for lane in by_name[name]]
+    shown = [*by_name["kvfabric"], *beside, yards.limit, yards.memcpy]
+    return [_row(measured, lane, yards) for lane in shown]
 
 
-def _row(measured: Measured, lane: Figures, memcpy: Figures, limit: Figures) -> Row:
-    gbps, to_memcpy, to_limit = lane.gbps, speed_ratio(lane, memcpy), speed_ratio(lane, limit)
+class Yards(NamedTuple):
+    """What a lane is compared with; `push` goes over shared memory."""
+
+    push: Figures
+    singles: list[Figures]
+    limit: Figures
+    memcpy: Figures
+
+    def push_of(self, lane: Figures) -> Figures:
+        """The plain pushes that come to the same."""
+        return self.singles[0] if lane.key.contender == "one_to_many" else self.push
+
+
+def _row(measured: Measured, lane: Figures, yards: Yards) -> Row:
+    limit = yards.limit
+    gbps, to_memcpy, to_limit = lane.gbps, speed_ratio(lane, yards.memcpy), speed_ratio(lane, limit)
+    to_push = speed_ratio(lane, yards.push_of(lane))
     row: Row = {
         "contender": lane.key.contender,
         "transport": lane.key.transport,
@@ -50,6 +70,9 @@ def _row(measured: Measured, lane: Figures, memcpy: Figures, limit: Figures) -> 
         "ratio_memcpy_max": round(to_memcpy.highest, 3),
         "ratio_limit_min": round(to_limit.lowest, 3),
         "ratio_limit_max": round(to_limit.highest, 3),
+        "ratio_push": round(to_push.middle, 3),
+        "ratio_push_min": round(to_push.lowest, 3),
+        "ratio_push_max": round(to_push.highest, 3),
         "rounds": len(lane.rounds),
         "reps": len(lane.calls),
     }

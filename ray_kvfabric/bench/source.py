@@ -6,28 +6,57 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
+from typing import NamedTuple
 
 from ray_kvfabric.bench.cases import Case, Lists
-from ray_kvfabric.bench.contents import Held, Ledger, fill_source
+from ray_kvfabric.bench.contents import GrantedLedger, Held, Ledger, fill_source
 from ray_kvfabric.bench.endpoints import Roads, Target, describe, settings
-from ray_kvfabric.bench.lanes import BareCopy, Lane, LaneKey, Push, Tables, loops, yardstick
+from ray_kvfabric.bench.lanes import (
+    BareCopy,
+    GrantedPush,
+    Lane,
+    LaneKey,
+    OneToMany,
+    Push,
+    Singles,
+    Tables,
+    loops,
+    yardstick,
+)
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.grant import Grant
 from ray_kvfabric.memory.copy import Copier, RegionTable, load
 from ray_kvfabric.memory.memfd import HostMemory
 from ray_kvfabric.route import CacheInfo, Route
 
-SHARED, FOREIGN = 0, 1  # model_ids of the peer's caches
-SOURCE_ID, TARGET_ID, LOCAL_ID = 1, 2, 3  # cluster_ids
+SHARED, FOREIGN, GRANTED, VERIFIED = range(4)  # model_ids of the peer's caches
+SOURCE_ID, TARGET_ID, LOCAL_ID, MANY_IDS = 1, 2, 3, (4, 5, 6, 7)  # cluster_ids
 _LIMIT = 2  # model_id of the local cache that the kernel's own loops write
+GRANTS = {"granted": GRANTED, "verified": VERIFIED}
+MANY: dict[str, tuple[int, type[OneToMany] | type[Singles]]] = {"one_to_many": (0, OneToMany), "singles": (1, Singles)}
 
 Samples = dict[LaneKey, list[int]]
 
 
-class Source:
-    """One case. A filled source cache, and lanes to the peer's two caches, to this process and beside them."""
+class Ends(NamedTuple):
+    """What the source pushes to; `granted` and `many` by contender, `many` for several endpoints each."""
 
-    def __init__(self, case: Case, shared: Route, foreign: Route, yard_nbytes: int) -> None:
+    shared: Route
+    foreign: Route
+    granted: dict[str, tuple[Route, Grant]]
+    many: dict[str, list[Route]]
+
+    @property
+    def routes(self) -> list[Route]:
+        granted = [route for route, _ in self.granted.values()]
+        return [self.shared, self.foreign, *granted, *(route for routes in self.many.values() for route in routes)]
+
+
+class Source:
+    """One case. A filled source cache, and lanes to the peers' caches, to this process and beside them."""
+
+    def __init__(self, case: Case, ends: Ends, yard_nbytes: int) -> None:
         self._case = case
         roads = Roads()
         self._manager = CacheManager(SOURCE_ID, directory=roads, settings=settings())
@@ -36,12 +65,16 @@ class Source:
         fill_source(self._cache, case)
         self._local = Target(LOCAL_ID)
         here = self._local.open_cache(case, SHARED)
-        for route in (shared, foreign, here):
+        for route in (*ends.routes, here):
             roads.put(route)
         self._memcpy = yardstick(case, yard_nbytes)
-        to_shared, to_foreign, to_here = (self._push(route) for route in (shared, foreign, here))
+        to_shared, to_foreign, to_here = (self._push(route) for route in (ends.shared, ends.foreign, here))
         self._pushes = {"shared_memory": to_shared, "process_vm": to_foreign, "loopback": to_here}
-        self._lanes: list[Lane] = [to_shared, to_foreign, to_here, self._memcpy, *self._beside(shared, to_shared)]
+        self._granted = {name: self._grant_push(name, grant) for name, (_, grant) in ends.granted.items()}
+        self._many = {name: self._many_push(name, routes) for name, routes in ends.many.items()}
+        beside = self._beside(ends.shared, to_shared)
+        pushes: list[Lane] = [*self._pushes.values(), *self._granted.values(), *self._many.values()]
+        self._lanes = [*pushes, self._memcpy, *beside]
 
     def _push(self, route: Route) -> Push:
         key = BlocksCacheKey(route.endpoint.cluster_id, route.cache.model_id or 0)
@@ -49,6 +82,15 @@ class Source:
         verdicts = self._manager.explain(key)[1]
         transport = next(verdict.name for verdict in verdicts if verdict.refusal is None)
         return Push(LaneKey("kvfabric", transport), Ledger(self._case), self._manager, self._cache, key)
+
+    def _grant_push(self, name: str, grant: Grant) -> GrantedPush:
+        ledger = GrantedLedger(self._case, grant.blocks)
+        return GrantedPush(LaneKey(name, "shared_memory"), ledger, self._manager, self._cache, grant)
+
+    def _many_push(self, name: str, routes: list[Route]) -> OneToMany | Singles:
+        keys = tuple(BlocksCacheKey(route.endpoint.cluster_id, route.cache.model_id or 0) for route in routes)
+        key = LaneKey(name, "shared_memory")
+        return MANY[name][1](key, Ledger(self._case), self._manager, self._cache, keys)
 
     def _beside(self, shared: Route, push: Push) -> list[Lane]:
         """What bounds a push: the bare copy for a small case, the kernel's own loops for a large one."""
@@ -96,6 +138,16 @@ class Source:
     def held(self, transport: str) -> Held:
         """What the target of this transport's pushes must hold by now."""
         return self._pushes[transport].ledger.held
+
+    def held_of(self, contender: str) -> Held:
+        """What the targets of granted pushes, or of those to many, must hold by now."""
+        lane = self._granted.get(contender) or self._many[contender]
+        return lane.ledger.held
+
+    def seal(self) -> None:
+        """A last granted push of every block, after which the receiver has its receipt."""
+        for lane in self._granted.values():
+            lane.seal()
 
     def wrong_here(self) -> dict[LaneKey, str | None]:
         """For the lanes whose target lies in this process: what is wrong there."""

@@ -154,7 +154,7 @@ class EndpointCore(EndpointParts):
         """
         if self._is_closed:
             return
-        self._is_closed = True
+        self._is_closed = self._links.is_ending = True
         with ExitStack() as steps:  # the last one first
             steps.callback(self._cut_cycles)
             steps.callback(self._identity.close)

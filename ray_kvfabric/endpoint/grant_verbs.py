@@ -150,7 +150,7 @@ class GrantVerbs(EndpointCore):
         job = self._granted_job(
             grant, src_cache, src_blocks, layers, GrantPlace(at, seal, writer), transfer_id, timeout_s, priority
         )
-        return self._start(job)
+        return self._start(job, job.give_up)
 
     def _granted_job(
         self,

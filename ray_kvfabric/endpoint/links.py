@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ray_kvfabric.cache.keys import CacheName, WayName
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import ParamInvalid, TransferTimeout
+from ray_kvfabric.errors import NotLinked, ParamInvalid, TransferTimeout
 from ray_kvfabric.plan import Fit, LayerRequest
 from ray_kvfabric.ports import Directory, PeerCalls
 from ray_kvfabric.route import CacheInfo, Route
@@ -61,6 +61,7 @@ class LinkTable:
         self._forgotten = 0  # how often ways were forgotten: one that was looked for before is not kept
         self._admit: Admit = as_named
         self.on_link: Callable[[], None] = nothing_to_do  # called when one was opened
+        self.is_ending = False  # whoever only has something to say opens no way for it any more
         self._is_closed = False
 
     def way(self, name: WayName, memory: str, deadline: Deadline, *, is_asked: bool = False) -> Way:
@@ -80,8 +81,10 @@ class LinkTable:
 
     def any_way(self, name: WayName, deadline: Deadline) -> Way:
         """One that is open, from memory of either kind; else as `open`."""
-        found = (ways.get(name) for ways in self._ways.values())
-        return next((way for way in found if way is not None), None) or self.open(name, deadline)
+        found = next((ways[name] for ways in self._ways.values() if name in ways), None)
+        if found is None and self.is_ending:
+            raise NotLinked(f"endpoint {self._local.endpoint.cluster_id} is being closed: it opens no link any more")
+        return found or self.open(name, deadline)
 
     def way_of_row(self, name: WayName, memory: str, deadline: Deadline) -> tuple[Way, CacheInfo]:
         """The way to a cache that a request, a prefix or an address names, and what it is now.

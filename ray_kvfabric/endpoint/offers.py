@@ -207,7 +207,10 @@ class BlockOffer:
             return
         self._issued[ticket] = issued
         issued.on_end = lambda: self._ended(ticket, issued)
-        done.made.append(issued)
+        if issued.outcome is None:
+            done.made.append(issued)
+        else:  # its cache was freed, or its asker died, before that
+            self._ended(ticket, issued)
 
     def _forget_askers(self, tickets: Iterable[str]) -> None:
         """Those that wait: they are granted nothing any more."""
@@ -215,9 +218,10 @@ class BlockOffer:
             self._askers.pop(ticket, None)
 
     def _ended(self, ticket: str, issued: IssuedGrant) -> None:
-        """Called once, when its blocks are the owner's again."""
+        """Its blocks are the owner's again; a second time nothing happens."""
         with self._lock:
-            self._issued.pop(ticket, None)
+            if self._issued.pop(ticket, None) is None:
+                return
             self._askers.pop(ticket, None)
             self._answered.discard(ticket)
             if isinstance(issued.outcome, GrantReceipt):

@@ -31,7 +31,7 @@ from ray_kvfabric.endpoint.mover import Mover
 from ray_kvfabric.endpoint.reception import Reception
 from ray_kvfabric.endpoint.requests import Requests, Stamp
 from ray_kvfabric.endpoint.row_requests import RowRequests
-from ray_kvfabric.endpoint.transfers import Transfer, TransferTable
+from ray_kvfabric.endpoint.transfers import GiveUp, Transfer, TransferTable
 from ray_kvfabric.endpoint.watch import Watch
 from ray_kvfabric.errors import ParamInvalid
 from ray_kvfabric.memory.copy import load
@@ -143,10 +143,13 @@ class EndpointParts(ABC):
     def _emulates_device(self) -> bool:
         return self.settings.emulated_device == "host"
 
-    def _start(self, job: Job) -> Transfer:
-        """Lets it move without the caller; its transfer_id names it. Raises QueueFull."""
+    def _start(self, job: Job, give_up: GiveUp | None = None) -> Transfer:
+        """Lets it move without the caller; its transfer_id names it. Raises QueueFull.
+
+        `give_up` is called with what ended it before its time: TransferTimeout, TransferCancelled.
+        """
         stop = self._copier.StopWord()
-        return self._transfers.start(job.transfer_id, job.move, stop, job.turn(stop))
+        return self._transfers.start(job.transfer_id, job.move, stop, job.turn(stop), give_up)
 
     def _control_deadline(self) -> Deadline:
         return Deadline.after(self.settings.control_timeout_s)

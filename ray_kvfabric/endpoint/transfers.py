@@ -25,6 +25,7 @@ from ray_kvfabric.route import Receipt
 logger = logging.getLogger(__name__)
 
 Run = Callable[[StopWord, Turn], Receipt]
+GiveUp = Callable[[LLMException], None]
 
 _AS_MANY_AS_ADMITTED = 2**31  # threads: the gate lets so few transfers begin that none waits for one
 
@@ -91,11 +92,12 @@ class TransferTable:
         self._kept: OrderedDict[str, Transfer] = OrderedDict()
         self._ended: OrderedDict[str, float] = OrderedDict()
 
-    def start(self, transfer_id: str, run: Run, stop: StopWord, turn: Turn) -> Transfer:
+    def start(self, transfer_id: str, run: Run, stop: StopWord, turn: Turn, give_up: GiveUp | None = None) -> Transfer:
         """Never blocks. A known id gives the transfer that it already names: a call retried moves nothing twice.
 
         `turn` is one of the gate, made with `stop`, and waits there. `run` is given it when it may move, and has to
-        `pause` it when its copy gave way. Raises QueueFull; the id is then as unknown as before.
+        `pause` it when its copy gave way. `give_up` is told of a TransferTimeout or TransferCancelled, whichever thread
+        it ends in. Raises QueueFull; the id is then as unknown as before.
         """
         work = _Work(transfer_id, run, stop, self._executor)
         with self._lock:
@@ -106,6 +108,8 @@ class TransferTable:
             transfer = self._kept[transfer_id] = Transfer(transfer_id, work.future, stop, self._gate)
         work.future.add_done_callback(lambda _: self._note_end(transfer))
         work.future.add_done_callback(lambda future: turn.leave() if future.cancelled() else None)
+        if give_up is not None:
+            work.future.add_done_callback(lambda future: _tell_if_cut_short(transfer_id, future, give_up))
         try:
             self._gate.queue(turn, Caller(work.begin, work.fail))
         except QueueFull as refusal:
@@ -145,6 +149,14 @@ class TransferTable:
         for transfer in self.all():
             transfer.cancel()
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _tell_if_cut_short(transfer_id: str, future: Future[Receipt], give_up: GiveUp) -> None:
+    error = None if future.cancelled() else future.exception()
+    if future.cancelled():
+        give_up(TransferCancelled(f"transfer {transfer_id} was cancelled before it moved"))
+    elif isinstance(error, TransferTimeout | TransferCancelled):
+        give_up(error)
 
 
 @dataclass(slots=True)

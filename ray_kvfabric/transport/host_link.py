@@ -224,5 +224,5 @@ def pidfd_of(pid: int, who: str) -> int:
     """A descriptor that says when the process ends. Raises PeerLost."""
     try:
         return os.pidfd_open(pid)
-    except ProcessLookupError:
+    except (ProcessLookupError, FileNotFoundError):  # the latter: the number is a thread's by now
         raise PeerLost(f"{who} has died") from None

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 
-from ray_kvfabric.bench.cases import CASES, Case, select
+from ray_kvfabric.bench.cases import BULK, CASES, Case, select
 from ray_kvfabric.bench.endpoints import Target
 from ray_kvfabric.bench.lanes import LaneKey
 from ray_kvfabric.bench.measure import QUICK, measure
 from ray_kvfabric.bench.rows import Measured, rows
 from ray_kvfabric.bench.source import TARGET_ID, Source
 from ray_kvfabric.bench.statistics import Figures, percentile, speed_ratio
+from ray_kvfabric.bench.urgent import UrgentEffort, UrgentSource, measure_urgent
 from ray_kvfabric.bench.worker import Local, Spawned, Worker
+from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.errors import ConfigError, FabricError, PeerLost
 from ray_kvfabric.transport.loopback import LoopbackLink
 from ray_kvfabric.transport.process_vm import ProcessVmLink
@@ -28,21 +31,31 @@ TINY = Case(name="tiny", num_tensors=3, block_nbytes=4096, blocks_per_call=2, nu
 LARGE = Case(name="large", num_tensors=8, block_nbytes=32768, blocks_per_call=8, num_blocks=16)
 EFFORT = QUICK._replace(rounds=2, small_reps=5, large_reps=2, memcpy_nbytes=1 << 20, shrink=False)
 
+URGENTLY = UrgentEffort(rounds=2, reps=20, bulk=replace(BULK, blocks_per_call=8, num_blocks=8))
+
 
 def spawn(name: str, make: Callable[..., Any], *arguments: object) -> Worker:
     """The source in this process, so that a test can reach into it; the target in another."""
-    return Local(make(*arguments)) if make is Source else Spawned(name, make, *arguments)
+    return Local(make(*arguments)) if make in (Source, UrgentSource) else Spawned(name, make, *arguments)
 
 
 @pytest.mark.parametrize("case", [TINY, LARGE], ids=lambda case: case.name)
-def test_a_case_is_measured_and_verified(case: Case) -> None:
-    found = rows(measure(case, EFFORT, spawn))
+@pytest.mark.parametrize("fans", [False, True], ids=["to one", "to many"])
+def test_a_case_is_measured_and_verified(case: Case, fans: bool) -> None:
+    found = rows(measure(replace(case, fans=fans), EFFORT, spawn))
     lanes = [(row["contender"], row["transport"]) for row in found]
     ours = [("kvfabric", transport) for transport in ("shared_memory", "process_vm", "loopback")]
-    assert lanes == [*ours, ("bare_c" if case.is_small else "limit", None), ("memcpy", None)]
+    granted = [("granted", "shared_memory"), ("verified", "shared_memory"), ("check", None)]
+    many = [("one_to_many", "shared_memory"), ("singles", "shared_memory")] if fans else []
+    yards = [("bare_c" if case.is_small else "limit", None), ("memcpy", None)]
+    assert lanes == [*ours, *granted, *many, *yards]
     assert all(row["verified"] for row in found)
     assert all(row["reps"] == 2 * EFFORT.reps(case) for row in found)
-    assert [("overhead_us" in row) for row in found] == [case.is_small] * 3 + [False, False]
+    assert {row["contender"] for row in found if "overhead_us" in row} == ({"kvfabric"} if case.is_small else set())
+    nbytes = {row["contender"]: row["bytes"] for row in found}
+    assert all(nbytes[name] == case.nbytes for name in ("kvfabric", "granted", "verified", "check"))
+    assert all(nbytes[name] == 4 * case.nbytes for name, _ in many)
+    assert found[0]["ratio_push"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -55,8 +68,8 @@ def test_one_corrupted_byte_is_noticed(
     """Each push is followed by one that moves a wrong block of the last tensor into its last target block."""
     honest = link._write
 
-    def corrupting(self: Any, source: Any, target: Any, plan: Any, order: Any) -> tuple[int, int, int]:
-        answer = honest(self, source, target, plan, order)
+    def corrupting(self: Any, source: Any, target: Any, plan: Any, order: Any, step: Any) -> tuple[int, int, int]:
+        answer = honest(self, source, target, plan, order, step)
         if self.transport == transport:
             _damage(self, source, target, plan)
         return answer
@@ -79,6 +92,67 @@ def test_one_corrupted_byte_is_noticed(
     assert wrong == {transport}
     problem = next(row["wrong"] for row in found if row["transport"] == transport)
     assert "tensor 2, block" in str(problem)
+
+
+@pytest.mark.parametrize(("verify", "wrong"), [(None, {"granted"}), ("crc32c", {"verified", "check"})])
+def test_one_corrupted_byte_of_a_granted_push_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, verify: str | None, wrong: set[str]
+) -> None:
+    """Of each pushed block of the first tensor, with digests or without, a byte is not as it was read."""
+    honest = SharedMemoryLink._write
+
+    def corrupting(self: Any, source: Any, target: Any, plan: Any, order: Any, step: Any) -> tuple[int, int, int]:
+        answer = honest(self, source, target, plan, order, step)
+        if order.use is not None and order.use.grant.verify == verify:
+            base, _, _, stride = target[0]
+            byte = ctypes.c_ubyte.from_address(base + list(plan.target_blocks)[-1] * stride)
+            byte.value ^= 1
+        return answer
+
+    monkeypatch.setattr(SharedMemoryLink, "_write", corrupting)
+    found = rows(measure(TINY, EFFORT, spawn))
+    assert {row["contender"] for row in found if not row["verified"]} == wrong
+    if verify is not None:
+        assert "its writer read" in str(next(row["wrong"] for row in found if row["contender"] == "check"))
+
+
+def test_a_target_that_one_to_many_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = CacheManager.push_blocks_to
+
+    def forgetful(self: Any, targets: Any, *arguments: Any) -> Any:
+        return honest(self, targets[:-1], *arguments)
+
+    monkeypatch.setattr(CacheManager, "push_blocks_to", forgetful)
+    found = rows(measure(replace(LARGE, fans=True), EFFORT, spawn))
+    wrong = {row["contender"] for row in found if not row["verified"]}
+    assert wrong == {"one_to_many"}
+
+
+def test_an_urgent_push_is_measured_under_every_load() -> None:
+    found = measure_urgent(URGENTLY, spawn)
+    assert [row["detail"] for row in found] == ["idle link", "under bulk", "under bulk as urgent"]
+    assert [row["bulk_gbps"] > 0 for row in found] == [False, True, True]  # type: ignore[operator]
+    assert all(row["verified"] for row in found)
+    assert all((row["bytes"], row["rounds"], row["reps"]) == (1 << 16, 2, 40) for row in found)
+    assert (found[0]["ratio_idle_p50"], found[0]["ratio_idle_p99"]) == (1, 1)
+
+
+@pytest.mark.parametrize("is_bulk", [True, False])
+def test_a_corrupted_byte_beside_or_in_an_urgent_push_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, is_bulk: bool
+) -> None:
+    honest = SharedMemoryLink._write
+
+    def corrupting(self: Any, source: Any, target: Any, plan: Any, order: Any, step: Any) -> tuple[int, int, int]:
+        answer = honest(self, source, target, plan, order, step)
+        if (order.use is None) is is_bulk:
+            ctypes.c_ubyte.from_address(target[0][0]).value = 0x5A
+        return answer
+
+    monkeypatch.setattr(SharedMemoryLink, "_write", corrupting)
+    found = measure_urgent(URGENTLY, spawn)
+    assert not any(row["verified"] for row in found)
+    assert "tensor 0, block 0" in str(found[0]["wrong"])
 
 
 def test_a_block_that_was_not_written_is_noticed() -> None:
@@ -117,6 +191,8 @@ def test_cases_move_what_the_table_says() -> None:
 def test_an_unknown_case_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no case 'huge'; the cases are small, llama_rand.*big"):
         select(("small", "huge"))
+    assert select(("urgent",), ("urgent",)) == []
+    assert select((), ("urgent",)) == list(CASES.values())
 
 
 def test_percentiles_lie_between_samples() -> None:
@@ -131,6 +207,16 @@ def test_ratios_compare_rounds_of_the_same_time() -> None:
     ratio = speed_ratio(ours, other)
     assert (ratio.middle, ratio.lowest, ratio.highest) == (1.5, 1.0, 2.0)
     assert ours.gbps.highest == 10
+
+
+def test_one_to_many_is_compared_with_single_pushes_to_the_same_targets() -> None:
+    def lane(name: str, times: int, taken: int) -> Figures:
+        return Figures(LaneKey(name, "shared_memory"), times * LARGE.nbytes, [[taken]])
+
+    pushes = [lane("kvfabric", 1, 250), lane("granted", 1, 500), lane("one_to_many", 4, 400), lane("singles", 4, 800)]
+    yards = [Figures(LaneKey(name), LARGE.nbytes, [[100]]) for name in ("limit", "memcpy")]
+    found = rows(Measured(LARGE, [*pushes, *yards], {}))
+    assert [row["ratio_push"] for row in found] == [1.0, 0.5, 2.0, 1.25, 2.5, 2.5]
 
 
 def test_the_fastest_loop_is_the_limit() -> None:

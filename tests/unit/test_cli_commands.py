@@ -68,7 +68,8 @@ def test_bench_prints_one_json_row_a_contender() -> None:
     assert answer.exit_code == 0, answer.output
     found = [json.loads(line) for line in answer.stdout.splitlines()]
     assert {row["case"] for row in found} == {"small", "llama_rand"}
-    assert {row["contender"] for row in found} == {"kvfabric", "bare_c", "limit", "memcpy"}
+    ours = {"kvfabric", "granted", "verified", "check", "one_to_many", "singles"}
+    assert {row["contender"] for row in found} == {*ours, "bare_c", "limit", "memcpy"}
     for row in found:
         assert list(row)[: len(BENCH_KEYS)] == BENCH_KEYS
         assert row["verified"] is True
@@ -80,6 +81,13 @@ def test_bench_shows_a_table() -> None:
     assert answer.exit_code == 0
     assert "small: 65536 bytes a call" in answer.stdout
     assert "kvfabric shared_memory" in answer.stdout
+
+
+def test_bench_measures_an_urgent_push_among_bulk() -> None:
+    answer = kvfabric("bench", "--quick", "--json", "--case", "urgent")
+    found = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [row["detail"] for row in found] == ["idle link", "under bulk", "under bulk as urgent"]
+    assert all(row["verified"] and 0 < row["p50_us"] <= row["p99_us"] for row in found)
 
 
 def test_bench_lists_the_cases_it_knows() -> None:

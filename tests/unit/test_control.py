@@ -572,6 +572,10 @@ class ControlMachine(RuleBasedStateMachine):
     def _knows(self, cluster_id: int, incarnation: int) -> bool:
         return cluster_id in self.model and self.model[cluster_id].who.incarnation == incarnation
 
+    def _tells_already(self, cluster_id: int, incarnation: int) -> bool:
+        """An endpoint tells one change at a time: while an announcement of it waits, it says nothing else."""
+        return (cluster_id, incarnation) in {(who.cluster_id, who.incarnation) for who in self.contending.values()}
+
     def _rivals(self, who: EndpointInfo) -> list[EndpointInfo]:
         return [
             held.who
@@ -616,6 +620,8 @@ class ControlMachine(RuleBasedStateMachine):
 
     @rule(cluster_id=CLUSTERS, incarnation=INCARNATIONS, cache_id=CACHES, model_id=MODELS)
     def publish(self, cluster_id: int, incarnation: int, cache_id: int, model_id: int | None) -> None:
+        if self._tells_already(cluster_id, incarnation):
+            return
         request = self.desk.ask(Publish, endpoint(cluster_id, incarnation), cache(cache_id, model_id))
         if not self._knows(cluster_id, incarnation):
             with pytest.raises((NotLinked, StaleIncarnation)):
@@ -628,6 +634,8 @@ class ControlMachine(RuleBasedStateMachine):
 
     @rule(cluster_id=CLUSTERS, incarnation=INCARNATIONS, cache_id=CACHES)
     def withdraw(self, cluster_id: int, incarnation: int, cache_id: int) -> None:
+        if self._tells_already(cluster_id, incarnation):
+            return
         self.desk.get(Withdraw, endpoint(cluster_id, incarnation), cache_id)
         if self._knows(cluster_id, incarnation):
             self.model[cluster_id].caches.pop(cache_id, None)

@@ -16,6 +16,8 @@ from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings
+from ray_kvfabric.control.ageing_queue import Priority
+from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import (
     CreditExhausted,
     DigestMismatch,
@@ -551,3 +553,22 @@ def test_a_wrong_target_is_refused_before_a_byte_moves(two: Two) -> None:
     with pytest.raises(TypeError, match="a target must be a Grant"):
         two.writer.push_blocks_to([(BlocksCacheKey(2, 0), [1]), "nobody"], two.source, [1])  # type: ignore[list-item]
     two.expect([], [])
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+def test_a_queued_push_that_never_moves_is_told_to_the_receiver(two: Two, how: str) -> None:
+    """The gate lets one transfer move to a target; the granted one waits behind it."""
+    settings = EndpointSettings.model_validate(
+        {**SETTINGS, "admission": {"moving_per_target": 1, "moving_per_link": 1}}
+    )
+    writer = LocalPeer(5, two.directory, settings).manager
+    source = writer.allocate_blocks_cache(two.source.cache_desc)
+    grant = two.receiver.grant_blocks(two.target, [1, 2])
+    with writer._gate.turn(2, 2, 100, Priority.NORMAL, Deadline.after(20), None):
+        waiting = writer.start_push_granted(two.sent(grant), source, [1, 2], timeout_s=0.3 if how == "late" else 20)
+        if how == "cancelled":
+            assert waiting.cancel()
+        with pytest.raises(GrantFailed, match=r"Transfer(Cancelled|Timeout)"):
+            grant.wait(10)
+    two.expect([], [])
+    writer.close()

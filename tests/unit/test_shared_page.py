@@ -162,3 +162,14 @@ def test_an_ended_process_is_seen_through_its_pidfd() -> None:
         assert shared_page.has_ended(pidfd)
     finally:
         os.close(pidfd)
+
+
+def test_a_number_that_is_a_threads_by_now_is_no_process() -> None:
+    """Numbers are used again: a dead writer's may be a thread's when somebody looks."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    assert shared_page.is_gone(thread.native_id)
+    assert not shared_page.is_gone(os.getpid())
+    end.set()
+    thread.join()
