@@ -22,6 +22,7 @@ from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.fan import Branch, Fan
 from ray_kvfabric.transport.host_link import HostLink
 
+SHARED_NBYTES = 256 << 10  # from here on one reading of the source gains more than it costs
 PushTarget = Grant | IssuedGrant | tuple[BlocksCacheKey, BlockArgument]
 Layers = tuple[range | None, range | None, int]
 
@@ -106,7 +107,10 @@ class _Spread:
         return [self.outcomes[index] for index in range(len(self.jobs))]
 
     def _run_inside(self, entry: CacheEntry) -> None:
-        """Those that go alone begin first, and are waited for last."""
+        """Those that go alone begin first, and are waited for last. Little is pushed sooner than it is shared."""
+        if self.jobs[0].nbytes(entry) < SHARED_NBYTES:
+            self.outcomes |= {index: _outcome(job.run) for index, job in enumerate(self.jobs)}
+            return
         ready = [found for index in range(len(self.jobs)) if (found := self._prepare(index, entry)) is not None]
         apart = [each for each in ready if not self._may_share(each, ready)]
         together = [each for each in ready if each not in apart]

@@ -67,4 +67,5 @@ class GrantedJob(BlocksJob):
         """The grant is its leave."""
 
     def order(self, entry: CacheEntry, stop: StopWord | None, turn: Turn) -> Order:
-        return BlocksJob.order(self, entry, stop, turn)._replace(use=self.use)
+        memory = entry.info.memory
+        return Order(self.transfer_id, self.deadline.at_ns, stop, memory, self.after, self.cache_id, self.use, turn)

@@ -62,7 +62,7 @@ class Job(ABC):
         entry = self.mover.caches.look_up(self.cache_id)
         target = self.way_name[0]
         link = target if entry is None or entry.info.memory == "host" else (target, entry.info.memory)
-        nbytes = 0 if entry is None else self._nbytes(entry)
+        nbytes = 0 if entry is None else self.nbytes(entry)
         return self.mover.gate.turn(target, link, nbytes, self.priority, self.deadline, stop)
 
     def move(self, stop: StopWord | None, turn: Turn) -> Receipt:
@@ -81,7 +81,7 @@ class Job(ABC):
             raise
 
     @abstractmethod
-    def _nbytes(self, entry: CacheEntry) -> int:
+    def nbytes(self, entry: CacheEntry) -> int:
         """About how many bytes it moves."""
 
     def _run_inside(self, entry: CacheEntry, stop: StopWord | None, turn: Turn) -> Receipt:
@@ -146,7 +146,7 @@ class BlocksJob(Job):
     source_blocks: Blocks
     target_blocks: Blocks
 
-    def _nbytes(self, entry: CacheEntry) -> int:
+    def nbytes(self, entry: CacheEntry) -> int:
         return len(self.target_blocks) * entry.nbytes_of_block(self.layers)
 
     def _run_once(self, entry: CacheEntry, stop: StopWord | None, turn: Turn, *, is_last: bool) -> Receipt:

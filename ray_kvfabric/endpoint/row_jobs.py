@@ -48,7 +48,7 @@ class RowJob(Job):
     addresses: tuple[int, ...] | None
     notes_pull: bool
 
-    def _nbytes(self, entry: CacheEntry) -> int:
+    def nbytes(self, entry: CacheEntry) -> int:
         return entry.nbytes_of_block(self.layers)
 
     def _run_once(self, entry: CacheEntry, stop: StopWord | None, turn: Turn, *, is_last: bool) -> Receipt:

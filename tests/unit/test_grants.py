@@ -14,10 +14,12 @@ import pytest
 
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache.keys import BlocksCacheKey
+from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings
 from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.endpoint import fan_verbs
 from ray_kvfabric.errors import (
     CreditExhausted,
     DigestMismatch,
@@ -519,7 +521,11 @@ def test_an_endpoint_that_drains_finishes_and_takes_nothing_new(two: Two) -> Non
 # ---- one to many -----------------------------------------------------------------------------------------
 
 
-def test_one_push_reaches_many_and_a_dead_one_costs_the_others_nothing(two: Two) -> None:
+@pytest.mark.parametrize("shared_nbytes", [0, 1 << 30], ids=["one reading", "one by one"])
+def test_one_push_reaches_many_and_a_dead_one_costs_the_others_nothing(
+    two: Two, monkeypatch: pytest.MonkeyPatch, shared_nbytes: int
+) -> None:
+    monkeypatch.setattr(fan_verbs, "SHARED_NBYTES", shared_nbytes)
     settings = EndpointSettings.model_validate(SETTINGS)
     children = [ChildPeer(10 + index, two.directory, settings) for index in range(2)]
     held = [child.allocate(TENSORS, SHAPE, "DT_INT8", 0) for child in children]
@@ -542,9 +548,10 @@ def test_one_push_reaches_many_and_a_dead_one_costs_the_others_nothing(two: Two)
         child.close()
 
 
-def test_the_same_target_twice_gets_both_pushes(two: Two) -> None:
+def test_the_same_target_twice_gets_both_pushes(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fan_verbs, "SHARED_NBYTES", 0)
     key = BlocksCacheKey(2, 0)
-    outcomes = two.writer.push_blocks_to([(key, [1]), (key, [2]), (key, [3, 3])][:2], two.source, [9])
+    outcomes = two.writer.push_blocks_to([(key, [1]), (key, [2])], two.source, [9])
     assert all(not isinstance(each, FabricError) for each in outcomes)
     two.expect([1, 2], [9, 9])
 
@@ -572,3 +579,34 @@ def test_a_queued_push_that_never_moves_is_told_to_the_receiver(two: Two, how: s
             grant.wait(10)
     two.expect([], [])
     writer.close()
+
+
+def test_a_large_push_to_many_is_exact_and_gives_way_between_pieces(two: Two) -> None:
+    """More than 4 MiB, so several pieces; an urgent push of another thread comes between them."""
+    settings = EndpointSettings.model_validate(SETTINGS)
+    shape = (40, 1 << 17)
+    desc = CacheDesc(4, list(shape), DataType.DT_INT8, Placement.HOST)
+    source = two.writer.allocate_blocks_cache(desc)
+    random = np.random.default_rng(3)
+    for tensor in range(4):
+        source.numpy(tensor)[:] = random.integers(1, 100, shape)
+    children = [ChildPeer(20 + index, two.directory, settings) for index in range(2)]
+    held = [child.allocate(4, shape, "DT_INT8", 0) for child in children]
+    order = [int(block) for block in random.permutation(40)]
+    targets = [(BlocksCacheKey(20, 0), order), (BlocksCacheKey(21, 0), list(reversed(order)))]
+    outcomes: list[object] = []
+    bulk = threading.Thread(
+        target=lambda: outcomes.extend(
+            two.writer.push_blocks_to(targets, source, list(range(40)), priority=Priority.BULK)
+        )
+    )
+    bulk.start()
+    while bulk.is_alive():
+        two.writer.start_push(BlocksCacheKey(20, 0), source, [0], [order[0]], priority=Priority.INTERACTIVE).wait(20)
+    bulk.join()
+    assert [type(each).__name__ for each in outcomes] == ["Receipt", "Receipt"]
+    for child, cache_id, blocks in zip(children, held, (order, list(reversed(order))), strict=True):
+        for tensor, data in enumerate(child.read(cache_id)):
+            landed = np.frombuffer(data, np.int8).reshape(shape)
+            np.testing.assert_array_equal(landed[blocks], source.numpy(tensor))
+        child.close()
