@@ -110,6 +110,7 @@ def test_who_leaves_is_told_of_as_well(patient: Fabric) -> None:
         assert "left" in told.reasons[gone]
 
 
+@pytest.mark.slow
 def test_a_death_while_there_is_no_scheduler_is_told_by_the_next(fabric: Fabric) -> None:
     victim, other = worker_with_cache(fabric, 1), worker_with_cache(fabric, 2)
     with survivor(fabric, 3) as (manager, told):

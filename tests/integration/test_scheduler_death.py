@@ -113,6 +113,7 @@ def test_links_in_use_go_on_while_there_is_no_scheduler(fabric, kill_scheduler) 
         here.push_blocks(BlocksCacheKey(1), cache, [0], [0])
 
 
+@pytest.mark.slow
 def test_three_deaths_under_load_lose_and_repeat_no_push(fabric) -> None:
     load = Load(fabric, pairs=1024)
     back = load.kill_scheduler(DEATHS)
