@@ -155,6 +155,7 @@ class EndpointCore(EndpointParts):
         if self._is_closed:
             return
         self._is_closed = self._links.is_ending = True
+        self._refuse_new(f"{self.endpoint} is closed: it gives no grants any more")
         with ExitStack() as steps:  # the last one first
             steps.callback(self._cut_cycles)
             steps.callback(self._identity.close)

@@ -91,6 +91,9 @@ class GrantVerbs(EndpointCore):
         )
         nbytes = len(blocks) * sum(region.block_nbytes for region in info.regions[first : first + count])
         issued = self._grants.issue(self.endpoint, wanted, nbytes, ttl_s)
+        if not self._caches.holds(entry):  # freed meanwhile: who did it may not have seen this grant
+            issued.revoke()
+            self._caches.find(cache.cache_id)
         self._watch.begin()
         return issued
 

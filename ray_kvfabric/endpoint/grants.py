@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from ray_kvfabric.config import GrantSettings
@@ -188,10 +188,12 @@ class GrantTable:
         self._revoke_all(self.standing(), deadline)
 
     def _revoke_all(self, mine: list[IssuedGrant], deadline: Deadline) -> None:
+        """One that stays in quarantine does not keep the others. Raises its TransferTimeout when all were tried."""
         for issued in mine:
             self._raise_fence(issued, shared_page.STALE)
-        for issued in mine:
-            self.end(issued, shared_page.STALE, 0, deadline)
+        with ExitStack() as ends:
+            for issued in mine:
+                ends.callback(self.end, issued, shared_page.STALE, 0, deadline)
 
     def end(self, issued: IssuedGrant, status: int, writer: int, deadline: Deadline) -> None:
         """Fence, drain, release; one thread does it. Raises TransferTimeout: the blocks are in quarantine."""
@@ -239,6 +241,7 @@ class GrantTable:
             try:
                 self._verify(issued, share_of(issued.grant))
             except LLMException as error:
+                error.__traceback__ = error.__context__ = None  # it is kept, and must not hold frames and their memory
                 return error
             return receipt_of(self._page, issued)
         if status in (shared_page.SPENT, shared_page.PEER_DEAD):

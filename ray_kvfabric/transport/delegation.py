@@ -22,6 +22,7 @@ from ray_kvfabric.transport.granted import check_undigested
 from ray_kvfabric.transport.questions import ask, tell_plan, told
 
 CARRY_OUT = "carry_out"
+TELL_S = 1.0  # for a receiver to learn that a push under its grant has failed
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class Delegate:
         except LLMException as error:
             if order.use is not None:
                 with suppress(LLMException):
-                    self._link.fail_grant(order.use, error.status_code, str(error), Deadline.after(0))
+                    self._link.fail_grant(order.use, error.status_code, str(error), Deadline.after(TELL_S))
             raise
 
     def pull(self, source: RemoteCache, target: RegionTable, plan: Plan, order: Order) -> Receipt:

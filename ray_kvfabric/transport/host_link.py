@@ -25,6 +25,7 @@ from ray_kvfabric.errors import (
     StaleIncarnation,
     StaleRoute,
     StillMoving,
+    TransferTimeout,
 )
 from ray_kvfabric.grant import GrantUse
 from ray_kvfabric.memory.copy import COPY_DONE, COPY_GAVE_WAY, Fence, RegionTable
@@ -34,7 +35,7 @@ from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt
 from ray_kvfabric.transport import _shared_page as shared_page
 from ray_kvfabric.transport.base import Link, LocalEnd, Order, RemoteCache, Step
 from ray_kvfabric.transport.granted import GrantedPush, SealedGrants, refusal
-from ray_kvfabric.transport.passage import Passage
+from ray_kvfabric.transport.passage import BUSY_NAP_NS, Passage
 from ray_kvfabric.transport.receipts import transport_number
 
 
@@ -55,6 +56,7 @@ Copy = Callable[[RegionTable, RegionTable, Plan, Order, Step], Outcome]
 
 GOOD = (COPY_DONE, COPY_GAVE_WAY)
 IDLE_NAP_S = 1e-3
+TELL_S = 1.0  # for a receiver to learn that a push under its grant has failed
 CLOSE_PATIENCE_NS = 30 * 10**9
 
 
@@ -147,7 +149,7 @@ class HostLink(Link):
         except LLMException as error:
             if order.use is not None:
                 with suppress(LLMException):
-                    self.fail_grant(order.use, error.status_code, str(error), Deadline.after(0))
+                    self.fail_grant(order.use, error.status_code, str(error), Deadline.after(TELL_S))
             raise
 
     # ---- grants ------------------------------------------------------------------------------------
@@ -164,15 +166,19 @@ class HostLink(Link):
         return self.local.copier.Fence(self.page.slot_address(slot), generation, self.page)
 
     def fail_grant(self, use: GrantUse, code: int, reason: str, deadline: Deadline) -> None:
-        granted = self._granted(use, None)
-        index = self.index
+        granted, index = self._granted(use, None), self.index
         cell = granted.enter(self.page, index, self.pidfd)
+        while cell == shared_page.BUSY and not deadline.passed:
+            self.page.sleep(self.page.bell, min(deadline.at_ns, time.monotonic_ns() + BUSY_NAP_NS))
+            cell = granted.enter(self.page, index, self.pidfd)
         if cell >= 0:
             granted.fail_as(self.page, code, reason)
             self.page.leave(index, cell)
         elif cell == shared_page.PEER_DEAD:
             raise PeerLost(f"{self.peer} has died")
-        elif cell not in (shared_page.STALE, shared_page.SPENT, shared_page.BUSY):
+        elif cell == shared_page.BUSY:
+            raise TransferTimeout(f"every cell of {self!r} stayed in use: {use.grant} was not told that it fails")
+        elif cell not in (shared_page.STALE, shared_page.SPENT):
             raise refusal(cell, use) or StaleRoute(f"{self!r} was closed")
 
     def _check_alive(self) -> None:

@@ -21,6 +21,7 @@ from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint import fan_verbs
 from ray_kvfabric.errors import (
+    CacheNotFound,
     CreditExhausted,
     DigestMismatch,
     EndpointDraining,
@@ -610,3 +611,42 @@ def test_a_large_push_to_many_is_exact_and_gives_way_between_pieces(two: Two) ->
             landed = np.frombuffer(data, np.int8).reshape(shape)
             np.testing.assert_array_equal(landed[blocks], source.numpy(tensor))
         child.close()
+
+
+def test_a_grant_of_a_cache_that_is_freed_meanwhile_is_not_given(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The freeing thread ended the cache's grants just before this one was entered."""
+    doomed = two.receiver.allocate_blocks_cache(two.target.cache_desc)
+    issue = two.receiver._grants.issue
+
+    def late(*arguments: object) -> object:
+        two.receiver.deallocate_blocks_cache(doomed)
+        return issue(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(two.receiver._grants, "issue", late)
+    with pytest.raises(CacheNotFound):
+        two.receiver.grant_blocks(doomed, [1])
+    assert held(two)["blocks"] == 0
+
+
+def test_one_grant_in_quarantine_does_not_keep_the_others(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = two.receiver.grant_blocks(two.target, [1])
+    free = [two.receiver.grant_blocks(two.target, [block]) for block in (2, 3)]
+    way = two.writer._links.way((2, BlocksCacheKey(2, 0).way[1]), "host", two.writer._control_deadline())
+    inside, go = threading.Event(), threading.Event()
+    write = way.link._write  # type: ignore[attr-defined]
+
+    def stopped(*arguments: object) -> object:
+        inside.set()
+        assert go.wait(20)
+        return write(*arguments)
+
+    monkeypatch.setattr(way.link, "_write", stopped)
+    transfer = two.writer.start_push_granted(two.sent(stuck), two.source, [1])
+    assert inside.wait(20)
+    with pytest.raises(TransferTimeout, match=stuck.grant_id):
+        two.receiver._grants.close(Deadline.after(0.1))
+    assert [each.state for each in (*free, stuck)] == ["revoked", "revoked", "quarantined"]
+    go.set()
+    with pytest.raises(GrantRevoked):
+        transfer.wait(20)
+    stuck.revoke()
