@@ -135,7 +135,9 @@ void kvf_board_fail(kvf_page *page, uint64_t at, uint32_t index, int64_t code, c
         return;
     writer->code = code;
     strncpy(writer->text, text, KVF_TEXT - 1);
-    atomic_store(&writer->state, KVF_FAILED);
+    while (state != KVF_SEALED && state != KVF_FAILED)
+        if (atomic_compare_exchange_weak(&writer->state, &state, KVF_FAILED))
+            break;
     atomic_store(&writer->seen_ns, kvf_monotonic_ns());
     kvf_board_ring(page, at);
 }

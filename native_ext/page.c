@@ -69,8 +69,8 @@ int kvf_is_gone(uint64_t process) {
         return errno == ESRCH || errno == EINVAL || errno == ENOENT;
     int gone = kvf_has_ended(pidfd);
     close(pidfd);
-    uint64_t start = process >> KVF_PID_BITS;
-    return gone || (start != 0 && start_of(pid) != start);
+    uint64_t start = process >> KVF_PID_BITS, now = start_of(pid); /* what cannot be read proves nothing */
+    return gone || (start != 0 && now != 0 && now != start);
 }
 
 static void clear_cells(kvf_link *link) {

@@ -211,6 +211,7 @@ cdef kvf_wish wish_for(uint64_t at, uint64_t fence, tuple share, bint wants_seal
 cdef class SharedPage:
     cdef kvf_page *page
     cdef uint32_t next_slot  # where to look for a free one: a slot that was just freed is used again late
+    cdef unsigned char open_links[KVF_LINKS]  # claimed through this object, and not retracted
     cdef set taken_slots  # of the owner: those that are published, and those retired ones that a writer may be inside
     cdef object memory  # keeps the mapping alive
     cdef uint64_t next_generation
@@ -226,6 +227,7 @@ cdef class SharedPage:
         self.page = <kvf_page *>&memory[0]
         self.next_generation = 1
         self.taken_slots = set()
+        memset(self.open_links, 0, sizeof(self.open_links))
 
     # ---- the owner -------------------------------------------------------------------------------
 
@@ -295,13 +297,24 @@ cdef class SharedPage:
 
     def claim_link(self, uint64_t owner, int64_t pid):
         """Index of a link for this writer, or BUSY."""
-        return kvf_claim_link(self.page, owner, pid)
+        cdef int link = kvf_claim_link(self.page, owner, pid)
+        if link >= 0:
+            self.open_links[link] = 1
+        return link
+
+    def retract_link(self, int link):
+        """Nothing begins on it any more, so that who waits until it is idle may release it.
+
+        The GIL orders this and `begin`: a place in the page that may be another's is never touched.
+        """
+        self.open_links[link] = 0
 
     def is_idle(self, int link):
         """Whether no transfer of this link is under way."""
         return kvf_is_idle(self.page, link) != 0
 
     def release_link(self, int link, uint64_t owner):
+        self.open_links[link] = 0
         kvf_release_link(self.page, link, owner)
 
     def begin(self, int link, uint32_t slot, uint64_t generation, int pidfd, bint is_push=False):
@@ -309,7 +322,7 @@ cdef class SharedPage:
 
         `is_push`: also DRAINING, where the endpoint takes no more pushes.
         """
-        if link < 0:
+        if link < 0 or not self.open_links[link]:
             return KVF_STALE
         if kvf_has_ended(pidfd):
             return KVF_PEER_DEAD

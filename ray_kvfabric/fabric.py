@@ -177,10 +177,10 @@ class Fabric(Granting):
     # ---- caches ------------------------------------------------------------------------------------
 
     def allocate_blocks_cache(
-        self, cluster_id: int, cache_desc: CacheDesc, key: BlocksCacheKey | None = None
+        self, cluster_id: int, cache_desc: CacheDesc, key: BlocksCacheKey | None = None, *, grants_only: bool = False
     ) -> CacheRef:
         """`CacheManager.allocate_blocks_cache` on a worker."""
-        ref: CacheRef = self._on_worker(cluster_id, "allocate_blocks_cache", cache_desc, key)
+        ref: CacheRef = self._on_worker(cluster_id, "allocate_blocks_cache", cache_desc, key, grants_only=grants_only)
         return ref
 
     def deallocate_blocks_cache(self, cache: CacheRef) -> None:

@@ -30,10 +30,16 @@ class Answers:
             is_new = question_id not in self._kept
             kept = self._kept.setdefault(question_id, Future())
             if len(self._kept) > self._limit:
-                del self._kept[next(iter(self._kept))]
+                self._forget_one()
         if is_new:
             _fulfil(kept, answer)
         return self._read(kept, question_id)
+
+    def _forget_one(self) -> None:
+        """The oldest that was made: one that is just being made would be made twice."""
+        made = next((each for each, future in self._kept.items() if future.done()), None)
+        if made is not None:
+            del self._kept[made]
 
     def _read(self, kept: Future[Outcome], question_id: str) -> object:
         try:

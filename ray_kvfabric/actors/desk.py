@@ -35,12 +35,15 @@ class Desk:
         if incarnation not in (None, endpoint.incarnation):
             raise replaced(incarnation, endpoint)
 
-    def allocate_blocks_cache(self, cache_desc: CacheDesc, key: BlocksCacheKey | None, call_id: str | None) -> CacheRef:
-        ref: CacheRef = self.once(call_id, lambda: self._allocate(cache_desc, key))
+    def allocate_blocks_cache(
+        self, cache_desc: CacheDesc, key: BlocksCacheKey | None, call_id: str | None, *, grants_only: bool = False
+    ) -> CacheRef:
+        ref: CacheRef = self.once(call_id, lambda: self._allocate(cache_desc, key, grants_only))
         return ref
 
-    def _allocate(self, cache_desc: CacheDesc, key: BlocksCacheKey | None) -> CacheRef:
-        cache, endpoint = self.manager.allocate_blocks_cache(cache_desc, key), self.manager.endpoint
+    def _allocate(self, cache_desc: CacheDesc, key: BlocksCacheKey | None, grants_only: bool) -> CacheRef:
+        cache = self.manager.allocate_blocks_cache(cache_desc, key, grants_only=grants_only)
+        endpoint = self.manager.endpoint
         return CacheRef(endpoint.cluster_id, cache.cache_id, endpoint.incarnation)
 
     def deallocate_blocks_cache(self, cache_id: int, incarnation: int | None, call_id: str | None) -> None:

@@ -10,6 +10,7 @@ from ray_kvfabric.actors.clients import SchedulerClient
 from ray_kvfabric.actors.edge import peer_errors
 from ray_kvfabric.actors.transfer import FabricTransfer, PushOrder
 from ray_kvfabric.cache.checks import check_type
+from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.grant import Grant, GrantReceipt
@@ -34,13 +35,21 @@ class Granting:
         ttl_s: float | None = None,
         writers: int = 1,
         sources: Sequence[int] = (),
+        layers: range | None = None,
+        tensor_num_per_layer: int = TENSORS_PER_LAYER,
         verify: str | None = None,
     ) -> Grant:
         """`CacheManager.grant_blocks` at the endpoint of `cache`. A handle of a former life is StaleIncarnation."""
         check_type(cache, CacheRef, "cache")
         options = {
-            "request_id": request_id, "ttl_s": ttl_s, "writers": writers, "sources": list(sources), "verify": verify
-        }  # fmt: skip
+            "request_id": request_id,
+            "ttl_s": ttl_s,
+            "writers": writers,
+            "sources": list(sources),
+            "layers": layers,
+            "tensor_num_per_layer": tensor_num_per_layer,
+            "verify": verify,
+        }
         grant: Grant = self._at(
             cache.cluster_id,
             "grant_blocks",
@@ -79,12 +88,14 @@ class Granting:
         *,
         at: int = 0,
         seal: bool = True,
+        writer: int | None = None,
         timeout_s: float | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Receipt:
         """`CacheManager.push_granted` at the endpoint of `src`; returns when the bytes are there."""
         return self.start_push_granted(
             grant, src, src_blocks, src_layer_range, dst_layer_range, tensor_num_per_layer,
-            at=at, seal=seal, timeout_s=timeout_s,
+            at=at, seal=seal, writer=writer, timeout_s=timeout_s, priority=priority,
         ).result()  # fmt: skip
 
     def start_push_granted(
@@ -98,8 +109,10 @@ class Granting:
         *,
         at: int = 0,
         seal: bool = True,
+        writer: int | None = None,
         transfer_id: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> FabricTransfer:
         """`push_granted` without the wait. `transfer_id`: 32 hexadecimal digits; the same is the same push."""
         check_type(grant, Grant, "grant")
@@ -111,13 +124,19 @@ class Granting:
             "tensor_num_per_layer": tensor_num_per_layer,
             "at": at,
             "seal": seal,
+            "writer": writer,
             "timeout_s": timeout_s,
+            "priority": priority,
         }
         arguments: dict[str, object] = {
             "transfer_id": transfer_id, "grant": grant, "cache": src, "src_blocks": list(src_blocks), "options": options
         }  # fmt: skip
         order = PushOrder(src.cluster_id, Errand(transfer_id, "push_granted", arguments), None, src.incarnation)
         return FabricTransfer(self._client, order, self.timeout_s + (timeout_s or 0.0))
+
+    def fail_granted(self, grant: Grant, src: CacheRef, reason: str) -> None:
+        """`CacheManager.fail_granted` at the endpoint of `src`: it will not bring the rest."""
+        self._at(src.cluster_id, "fail_granted", grant=grant, reason=reason)
 
     def drain(self, cluster_id: int, timeout_s: float = DRAIN_S) -> None:
         """`CacheManager.drain` of one endpoint: for scale-down, before its actor is killed."""

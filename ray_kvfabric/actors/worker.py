@@ -1,8 +1,8 @@
 """CacheWorker: an actor that holds one endpoint. Subclass it to let it sit beside a model.
 
-Calls of five groups do not wait for each other: `control` (short), `answers` (what peers ask), `parts` (what they ask
-that takes as long as a transfer), `transfer` (one thread a moving push), `waiting` (who waits for an outcome);
-everything else, also a subclass's methods, is in the default group.
+Calls of six groups do not wait for each other: `control` (short), `answers` (what peers ask), `parts` (what they ask
+that takes as long as a transfer), `transfer` (one thread a moving push), `waiting` (who waits for an outcome) and
+`endings` (revoke, drain); everything else, also a subclass's methods, is in the default group.
 `watch` holds the scheduler's one parked call, whose failure tells it that this actor died.
 """
 
@@ -24,7 +24,7 @@ from ray_kvfabric.cache.types import CacheDesc
 from ray_kvfabric.grant import Grant, GrantReceipt
 from ray_kvfabric.route import CacheRef, EndpointInfo, Receipt
 
-CONCURRENCY_GROUPS = {"control": 2, "answers": 8, "parts": 8, "transfer": 4, "waiting": 16, "watch": 1}
+CONCURRENCY_GROUPS = {"control": 2, "answers": 8, "parts": 8, "transfer": 4, "waiting": 16, "endings": 4, "watch": 1}
 
 
 class CacheWorker:
@@ -110,7 +110,7 @@ class CacheWorker:
     def wait_granted(self, grant_id: str, timeout_s: float, given_by: int) -> GrantReceipt:
         return self._desk.wait_granted(grant_id, timeout_s, given_by)
 
-    @ray.method(concurrency_group="waiting")
+    @ray.method(concurrency_group="endings")
     def revoke_grant(self, grant_id: str, timeout_s: float, given_by: int) -> None:
         self._desk.revoke_grant(grant_id, timeout_s, given_by)
 
@@ -122,7 +122,7 @@ class CacheWorker:
     def fail_granted(self, grant: Grant, reason: str) -> None:
         self._desk.fail_granted(grant, reason)
 
-    @ray.method(concurrency_group="waiting")
+    @ray.method(concurrency_group="endings")
     def drain(self, timeout_s: float) -> None:
         """Before this actor is killed: returns when its endpoint holds nothing any more."""
         self._desk.drain(timeout_s)
@@ -130,9 +130,14 @@ class CacheWorker:
     # -- caches; a call whose answer was lost is made again under the same call_id, and takes effect once
 
     def allocate_blocks_cache(
-        self, cache_desc: CacheDesc, key: BlocksCacheKey | None = None, *, call_id: str | None = None
+        self,
+        cache_desc: CacheDesc,
+        key: BlocksCacheKey | None = None,
+        *,
+        grants_only: bool = False,
+        call_id: str | None = None,
     ) -> CacheRef:
-        return self._desk.allocate_blocks_cache(cache_desc, key, call_id)
+        return self._desk.allocate_blocks_cache(cache_desc, key, call_id, grants_only=grants_only)
 
     def deallocate_blocks_cache(
         self, cache_id: int, *, incarnation: int | None = None, call_id: str | None = None

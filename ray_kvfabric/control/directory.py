@@ -39,9 +39,10 @@ class Member:
     def route(self, name: CacheName) -> Route:
         """To the newest cache of that name. Raises CacheNotFound that names the model_ids the endpoint has.
 
-        Raises EndpointDraining for whatever name: who drains takes no new work.
+        Raises EndpointDraining for keys: who drains takes no new work. A cache by its id is found, since grants and
+        transfers that were begun name it so; plain pushes are refused at the endpoint.
         """
-        refuse_draining(self.endpoint)
+        refuse_draining(self.endpoint, name)
         found = [cache for cache in self.caches.values() if cache.is_named(name)]
         if not found:
             raise CacheNotFound(f"{self.endpoint} has no {name}{self._held() if name.kind == 'model' else ''}")
@@ -65,8 +66,8 @@ def replaced(incarnation: int, present: EndpointInfo) -> StaleIncarnation:
     )
 
 
-def refuse_draining(endpoint: EndpointInfo) -> None:
-    if endpoint.is_draining:
+def refuse_draining(endpoint: EndpointInfo, name: CacheName) -> None:
+    if endpoint.is_draining and name.kind != "id":
         raise EndpointDraining(f"{endpoint} is draining and takes no new work")
 
 

@@ -65,7 +65,13 @@ class Carrier:
         here = copier.RegionTable(inside(cache.info, arguments["your_regions"]), owner=cache.table)
         there = copier.RegionTable(reached(way.remote, arguments["my_regions"]), owner=way.remote.table)
         remote = RemoteCache(way.remote.info, there, way.remote.step)
-        order = Order(arguments["transfer_id"], deadline.at_ns, memory=cache.info.memory, cache_id=cache.info.cache_id)
+        order = Order(
+            arguments["transfer_id"],
+            deadline.at_ns,
+            memory=cache.info.memory,
+            cache_id=cache.info.cache_id,
+            is_asked=True,
+        )
         if arguments["is_pull"]:
             return way.link.pull(remote, here, plan, order)
         return way.link.push(here, remote, plan, order)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.endpoint.cache_entry import CacheEntry
 from ray_kvfabric.endpoint.identity import ANY_TRACER, allow_tracer
 from ray_kvfabric.endpoint.links import Admit, as_named, nothing_to_do
 from ray_kvfabric.endpoint.mover import tell_nobody
@@ -17,6 +18,8 @@ from ray_kvfabric.route import EndpointInfo
 from ray_kvfabric.transport.base import Answerer
 
 logger = logging.getLogger(__name__)
+
+FOLLOWER_S = 2.0  # for the directory to say who has followed a peer that ended
 
 
 class EndpointCore(EndpointParts):
@@ -76,9 +79,18 @@ class EndpointCore(EndpointParts):
 
         Idempotent. May wait for transfers that are just failing.
         """
-        self._grant_watch.peer_ended(cluster_id, incarnation, reason)
+        self._grant_watch.peer_ended(
+            cluster_id, incarnation, reason, lambda: self._is_followed(cluster_id, incarnation)
+        )
         self._links.drop_peer(incarnation)
         self._identity.page.sweep_links()
+
+    def _is_followed(self, cluster_id: int, incarnation: int) -> bool:
+        """Whether another incarnation of the cluster_id is known to live."""
+        try:
+            return self._directory.endpoint(cluster_id, Deadline.after(FOLLOWER_S)).incarnation != incarnation
+        except FabricError:
+            return False
 
     def forget_ways(self, cluster_id: int) -> None:
         """The next transfer to this endpoint asks the directory again; what is under way goes on."""
@@ -165,13 +177,19 @@ class EndpointCore(EndpointParts):
                 steps.callback(pool.close)
             steps.callback(self._staging.close)
             for entry in self._caches.all():
-                steps.callback(entry.end_cache)
-                steps.callback(self._caches.remove, entry.info.cache_id, self._control_deadline())
+                steps.callback(self._end_cache, entry)
             steps.callback(self._grants.close, self._control_deadline())
             steps.callback(self._watch.stop)
             steps.callback(self._links.close, self._control_deadline())
             steps.callback(self._directory.leave, self.endpoint, self._control_deadline())
             steps.callback(self._transfers.close)
+
+    def _end_cache(self, entry: CacheEntry) -> None:
+        """One whose granted blocks are in quarantine stays: a writer may be inside. `grants.close` has said so."""
+        if self._grants.holds_cache(entry.info.cache_id):
+            return
+        self._caches.remove(entry.info.cache_id, self._control_deadline())
+        entry.end_cache()
 
     def _cut_cycles(self) -> None:
         """What refers back to this object would keep its memory mapped until the garbage collector comes."""

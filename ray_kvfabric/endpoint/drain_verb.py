@@ -24,8 +24,9 @@ class DrainVerb(EndpointCore):
         """Returns when this endpoint holds nothing: no grant, no transfer in or out, no link. For scale-down.
 
         New grants and new pushes into it raise EndpointDraining from the first moment on; pushes under grants that
-        stand, pulls from it and its own transfers go on. Idempotent. Raises TransferTimeout that says what is left;
-        it then drains on, and may be called again.
+        stand, pulls from it and its own transfers go on, and are waited for: what is handed off is pulled meanwhile by
+        whoever takes it over. Idempotent. Raises TransferTimeout that says what is left; it then drains on, and may be
+        called again.
         """
         self._check_open()
         deadline = Deadline.after(timeout_s)

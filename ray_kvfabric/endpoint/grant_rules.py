@@ -11,6 +11,17 @@ from ray_kvfabric.plan import LayerSpan
 from ray_kvfabric.route import EndpointInfo
 
 MAX_WRITERS = 1024
+MAX_TTL_S = 30 * 86_400.0
+
+
+def check_ttl(ttl_s: float | None) -> None:
+    """Raises TypeError, ParamInvalid. None is the setting's."""
+    if ttl_s is None:
+        return
+    if not isinstance(ttl_s, int | float):
+        raise TypeError(f"ttl_s must be a number of seconds, got {type(ttl_s).__name__}")
+    if not 0 < ttl_s <= MAX_TTL_S:
+        raise ParamInvalid(f"ttl_s must be above 0 and at most {MAX_TTL_S:g}, got {ttl_s}")
 
 
 def granted_blocks(grant: Grant, at: int, count: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.core import EndpointCore
-from ray_kvfabric.endpoint.grant_rules import check_incarnation, check_wanted, writer_index
+from ray_kvfabric.endpoint.grant_rules import check_incarnation, check_ttl, check_wanted, writer_index
 from ray_kvfabric.endpoint.granted_job import GrantedJob
 from ray_kvfabric.endpoint.issued import IssuedGrant
 from ray_kvfabric.endpoint.requests import BlockArgument, check_cache
@@ -65,8 +65,9 @@ class GrantVerbs(EndpointCore):
         check_wanted(blocks, writers, sources, verify, info.regions[0].num_blocks)
         if verify is not None and info.memory != "host":
             raise FeatureNotEnabled(f"verify={verify!r}: cache {info.cache_id} lies in device memory")
-        if ttl_s is not None and ttl_s <= 0:
-            raise ParamInvalid(f"ttl_s must be above 0, got {ttl_s}")
+        check_ttl(ttl_s)
+        if sources and writers not in (1, len(sources)):
+            raise ParamInvalid(f"writers is {writers}, sources names {len(sources)} endpoints")
         first, count, per_layer = _granted_tensors(info, layers, tensor_num_per_layer)
         wanted = Grant(
             grant_id="",

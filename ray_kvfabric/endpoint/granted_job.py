@@ -27,6 +27,12 @@ class GrantedJob(BlocksJob):
 
     use: GrantUse
 
+    def begin_now(self, span_s: float) -> None:
+        """Not beyond the grant's own time, where both are of one clock."""
+        BlocksJob.begin_now(self, span_s)
+        if self.use.grant.boot_id == self.mover.boot_id:
+            self.deadline = Deadline(min(self.deadline.at_ns, self.use.grant.deadline_ns))
+
     def run(self, stop: StopWord | None = None) -> Receipt:
         try:
             return BlocksJob.run(self, stop)
@@ -66,6 +72,6 @@ class GrantedJob(BlocksJob):
     def _check_leave(self, there: CacheInfo, peer: str) -> None:
         """The grant is its leave."""
 
-    def order(self, entry: CacheEntry, stop: StopWord | None, turn: Turn) -> Order:
+    def order(self, entry: CacheEntry, stop: StopWord | None, turn: Turn | None) -> Order:
         memory = entry.info.memory
         return Order(self.transfer_id, self.deadline.at_ns, stop, memory, self.after, self.cache_id, self.use, turn)

@@ -107,7 +107,7 @@ class IssuedGrant:
 
     @property
     def state(self) -> str:
-        """standing, landed, failed, expired or revoked; quarantined while a writer does not leave."""
+        """standing; fenced, or quarantined, while a writer does not leave; then landed, failed, expired or revoked."""
         return self._table.state_of(self)
 
     @property

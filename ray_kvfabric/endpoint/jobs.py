@@ -57,6 +57,15 @@ class Job(ABC):
         with self.turn(stop) as turn:
             return self.move(stop, turn)
 
+    def begin_now(self, span_s: float) -> None:
+        """Its time counts from here on."""
+        self.deadline = Deadline.after(span_s)
+
+    def piece_turn(self, nbytes: int, deadline: Deadline) -> Turn:
+        """For a part of it, of at most 4 MiB, between host memories."""
+        target = self.way_name[0]
+        return self.mover.gate.turn(target, target, nbytes, self.priority, deadline, None)
+
     def turn(self, stop: StopWord | None) -> Turn:
         """The right to move, to be waited for. A cache that is there no longer is for `move` to miss."""
         entry = self.mover.caches.look_up(self.cache_id)
@@ -102,7 +111,7 @@ class Job(ABC):
     @abstractmethod
     def _run_once(self, entry: CacheEntry, stop: StopWord | None, turn: Turn, *, is_last: bool) -> Receipt: ...
 
-    def order(self, entry: CacheEntry, stop: StopWord | None, turn: Turn) -> Order:
+    def order(self, entry: CacheEntry, stop: StopWord | None, turn: Turn | None) -> Order:
         memory = entry.info.memory
         return Order(self.transfer_id, self.deadline.at_ns, stop, memory, self.after, self.cache_id, None, turn)
 

@@ -79,6 +79,9 @@ class LinkTable:
         has_device = self._local.devices.find() is not None
         return self.way(name, memory if has_device else "host", deadline)
 
+    def is_open(self, name: WayName) -> bool:
+        return any(name in ways for ways in self._ways.values())
+
     def any_way(self, name: WayName, deadline: Deadline) -> Way:
         """One that is open, from memory of either kind; else as `open`."""
         found = next((ways[name] for ways in self._ways.values() if name in ways), None)

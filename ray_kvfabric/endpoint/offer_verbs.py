@@ -12,7 +12,7 @@ from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.asking import Asking
-from ray_kvfabric.endpoint.grant_rules import check_wanted
+from ray_kvfabric.endpoint.grant_rules import check_ttl, check_wanted
 from ray_kvfabric.endpoint.grant_verbs import GrantVerbs
 from ray_kvfabric.endpoint.issued import IssuedGrant
 from ray_kvfabric.endpoint.offers import Asker, BlockOffer
@@ -52,7 +52,10 @@ class OfferVerbs(GrantVerbs):
         self._check_open()
         check_cache(cache, "cache")
         info = self._caches.find_mapped(cache.cache_id).info
+        if not info.is_blocks:
+            raise ParamInvalid(f"cache {info.cache_id} is a continuous cache, it has no blocks")
         check_wanted(blocks, 1, (), None, info.regions[0].num_blocks)
+        check_ttl(ttl_s)
         check_int(max_waiting, "uint32", "max_waiting")
         if cache.cache_id in self._offered:
             raise ParamInvalid(f"blocks of cache {cache.cache_id} are offered already: add to that offer")

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from ray_kvfabric.control.directory import Mark
 from ray_kvfabric.control.offers import BlockRequest, Command, Granted, Offers, Refused
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.issued import IssuedGrant
-from ray_kvfabric.errors import LLMException, TransferTimeout
+from ray_kvfabric.errors import CreditExhausted, LLMException, TransferTimeout
 from ray_kvfabric.grant import Grant, GrantReceipt
 from ray_kvfabric.route import EndpointInfo
 from ray_kvfabric.transport import _shared_page as shared_page
@@ -81,6 +82,7 @@ class BlockOffer:
         self._lock = threading.RLock()
         self._offers = Offers(limit, ageing_s)
         self._askers: dict[str, Asker] = {}
+        self._reserved: dict[str, Granted] = {}  # for which the endpoint had no credit yet
         self._issued: dict[str, IssuedGrant] = {}  # by the request's ticket
         self._answered: set[str] = set()  # of these, those whose asker had its grant as the answer to its question
         self._landed: deque[Landed] = deque()
@@ -95,7 +97,7 @@ class BlockOffer:
         self._tell_all(done.made)
 
     def received(self, timeout_s: float) -> Landed:
-        """Sleeps until the next grant of this offer has landed. Raises TransferTimeout."""
+        """Sleeps until the next grant of this offer has landed. Raises TransferTimeout after `timeout_s`."""
         deadline = Deadline.after(timeout_s)
         while True:
             bell = self._page.bell
@@ -105,7 +107,7 @@ class BlockOffer:
                     return self._landed.popleft()
             if deadline.passed:
                 raise TransferTimeout(
-                    f"nothing has landed in the offered blocks of cache {self.cache.cache_id} in time"
+                    f"nothing has landed in the offered blocks of cache {self.cache.cache_id} in {timeout_s:g} s"
                 )
             self._page.sleep(bell, min(deadline.at_ns, time.monotonic_ns() + LOOK_NS))
 
@@ -131,8 +133,8 @@ class BlockOffer:
     def ask(self, ticket: str, asker: Asker, num_blocks: int, priority: Priority, timeout_s: float) -> Grant | None:
         """The grant, or None: it waits. The same ticket is the same request. Raises CreditExhausted, GrantReplayed."""
         with self._lock:
-            if self._closed_for is not None:
-                raise self._closed_for
+            if self._closed_for is not None and ticket not in self._issued:
+                raise copy(self._closed_for)
             now = time.monotonic()  # under the lock: the queue's time never goes back
             self._askers.setdefault(ticket, asker)
             request = BlockRequest(ticket, asker.mark, num_blocks, priority, now + timeout_s)
@@ -148,7 +150,7 @@ class BlockOffer:
     def cancel(self, ticket: str) -> None:
         """Its asker gave up, whether it was granted meanwhile or not."""
         with self._lock:
-            done = self._carry_out(self._offers.cancel(ticket, time.monotonic()))
+            done = self._carry_out(self._cancelled(ticket))
             issued = self._issued.get(ticket)
             self._askers.pop(ticket, None)
         self._tell_all(done.made)
@@ -172,7 +174,7 @@ class BlockOffer:
 
     def tick(self) -> None:
         with self._lock:
-            done = self._carry_out(self._offers.tick(time.monotonic()))
+            done = self._carry_out([*self._offers.tick(time.monotonic()), *self._reserved.values()])
         self._tell_all(done.made)
 
     # ---- acting ------------------------------------------------------------------------------------
@@ -188,19 +190,26 @@ class BlockOffer:
                 if isinstance(command, Refused):
                     done.refusals[ticket] = command.error
             elif ticket not in self._issued:
+                self._reserved.pop(ticket, None)
                 self._issue(command, done)
-                if ticket not in self._issued:
+                if ticket not in self._issued and ticket not in self._reserved:
                     left += self._offers.give_back(ticket, time.monotonic())
         return done
 
     def _issue(self, granted: Granted, done: _Done) -> None:
-        """Nothing for one whom nobody knows any more, and where the endpoint gives no more grants."""
+        """Nothing for one whom nobody knows any more, or who is late, and where the endpoint gives no more grants.
+
+        Where it gives none for the moment the blocks are kept for the request, and the next tick tries again.
+        """
         ticket = granted.request.request_id
         asker = self._askers.get(ticket)
-        if asker is None:
+        if asker is None or granted.request.until <= time.monotonic():
             return
         try:
             issued = self._give(self.cache, granted.blocks, asker.request_id, self._ttl_s, asker.endpoint.cluster_id)
+        except CreditExhausted:
+            self._reserved[ticket] = granted
+            return
         except LLMException as error:
             del self._askers[ticket]
             done.refusals[ticket] = error
@@ -211,6 +220,12 @@ class BlockOffer:
             done.made.append(issued)
         else:  # its cache was freed, or its asker died, before that
             self._ended(ticket, issued)
+
+    def _cancelled(self, ticket: str) -> list[Command]:
+        """Of a request that waits, or whose blocks are kept for it."""
+        if self._reserved.pop(ticket, None) is not None:
+            return self._offers.give_back(ticket, time.monotonic())
+        return self._offers.cancel(ticket, time.monotonic())
 
     def _forget_askers(self, tickets: Iterable[str]) -> None:
         """Those that wait: they are granted nothing any more."""

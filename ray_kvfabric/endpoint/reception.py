@@ -65,6 +65,8 @@ class Reception:
             except LLMException as error:
                 self._fail(use, int(error.status_code), str(error))
                 raise
+            if not self._page.is_current(use.grant.slot, use.grant.fence):
+                raise self._ended(use)
             first, blocks = span.target_first - use.grant.first_tensor, len(question["target_blocks"])
             share = (first, span.num_regions, use.at, blocks)
             self._page.cover(use.grant.board, use.writer, share, None, _nbytes(question, span), use.seals)
@@ -74,16 +76,19 @@ class Reception:
     def _bind(self, use: GrantUse, question: dict[str, Any]) -> None:
         """After it has entered: who fences the grant off waits for it, or it sees the fence."""
         grant = use.grant
-        if self._grants.find(grant.grant_id).grant != grant:
+        if not self._grants.has_given(grant):
             raise GrantForged(f"{grant} is not what endpoint {self._identity.endpoint.cluster_id} has granted")
         if not self._page.is_current(grant.slot, grant.fence):
-            raise GrantRevoked(f"{grant} was revoked, or has landed: its blocks may belong to somebody else")
+            raise self._ended(use)
         status = self._page.bind(
             grant.board, grant.seal(), use.writer, question["incarnation"], 0, question["from_cluster_id"],
             transport_number(question["transport"]),
         )  # fmt: skip
         if status != shared_page.OK:
             raise refusal(status, use) or GrantForged(str(grant))
+
+    def _ended(self, use: GrantUse) -> LLMException:
+        return refusal(shared_page.STALE, use) or GrantRevoked(str(use.grant))
 
     def _fail(self, use: GrantUse, code: int, reason: str) -> None:
         self._page.fail_writer(use.grant.board, use.writer, code, reason.encode()[:TEXT_NBYTES])

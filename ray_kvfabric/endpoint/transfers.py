@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ray_kvfabric.endpoint.gate import Caller, Gate
@@ -109,7 +110,7 @@ class TransferTable:
         work.future.add_done_callback(lambda _: self._note_end(transfer))
         work.future.add_done_callback(lambda future: turn.leave() if future.cancelled() else None)
         if give_up is not None:
-            work.future.add_done_callback(lambda future: _tell_if_cut_short(transfer_id, future, give_up))
+            work.future.add_done_callback(lambda future: self._tell_if_cut_short(transfer_id, future, give_up))
         try:
             self._gate.queue(turn, Caller(work.begin, work.fail))
         except QueueFull as refusal:
@@ -117,6 +118,17 @@ class TransferTable:
             work.fail(refusal)  # for whoever was given it meanwhile
             raise
         return transfer
+
+    def _tell_if_cut_short(self, transfer_id: str, future: Future[Receipt], give_up: GiveUp) -> None:
+        """In a thread of its own: it may take a while, and who ended the transfer may be the gate's alarm."""
+        error: LLMException = TransferCancelled(f"transfer {transfer_id} was cancelled before it moved")
+        if not future.cancelled():
+            ended_by = future.exception()
+            if not isinstance(ended_by, TransferTimeout | TransferCancelled):
+                return
+            error = ended_by
+        with suppress(RuntimeError):  # the table was closed: its endpoint is about to leave, which says it too
+            self._executor.submit(give_up, error)
 
     def find(self, transfer_id: str) -> Transfer:
         """Raises TransferUnknown for an id never seen, or forgotten since."""
@@ -148,15 +160,7 @@ class TransferTable:
         """Cancels what has not ended; waits for the threads, which the stop words end within 4 MiB."""
         for transfer in self.all():
             transfer.cancel()
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _tell_if_cut_short(transfer_id: str, future: Future[Receipt], give_up: GiveUp) -> None:
-    error = None if future.cancelled() else future.exception()
-    if future.cancelled():
-        give_up(TransferCancelled(f"transfer {transfer_id} was cancelled before it moved"))
-    elif isinstance(error, TransferTimeout | TransferCancelled):
-        give_up(error)
+        self._executor.shutdown(wait=True)
 
 
 @dataclass(slots=True)

@@ -48,7 +48,7 @@ class DictDirectory:
         """The newest cache of that name; a request or prefix stays with the first that had it."""
         self.calls["resolve"] += 1
         endpoint = self._at(cluster_id)
-        refuse_draining(endpoint)
+        refuse_draining(endpoint, name)
         found = [cache for cache in self.held[cluster_id].values() if cache.is_named(name)]
         if not found:
             what = f"blocks cache of model_id {name.model_id}" if name.kind == "model" else str(name)

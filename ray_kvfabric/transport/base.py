@@ -70,6 +70,7 @@ class Order(NamedTuple):
     """How one transfer is to be carried out. `deadline_ns` is CLOCK_MONOTONIC.
 
     `cache_id` and `memory` are the local cache's; `after` is the caller's work on it, which the transfer waits for.
+    `is_asked`: the peer itself has asked for the push, which is its own transfer.
     """
 
     transfer_id: str
@@ -80,6 +81,7 @@ class Order(NamedTuple):
     cache_id: int = 0
     use: GrantUse | None = None
     turn: Turn | None = None
+    is_asked: bool = False
 
 
 class Step(NamedTuple):

@@ -1,19 +1,22 @@
 """One source to many targets of this host: each byte is read from memory once and written to every target.
 
-    enter all -> one piece of at most 4 MiB after another, while anybody's fence stands -> land each
-A target that died, was revoked or does not let anybody in costs the others nothing.
+    for each piece of at most 4 MiB: a turn at every target, enter all -> copy, while anybody's fence stands -> leave
+    the last piece: land each
+Between pieces nothing is held, so more urgent transfers of any target go first, and two fans do not wait for each
+other. A target that died, was revoked, is late or does not let anybody in costs the others nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
 
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import LLMException
-from ray_kvfabric.memory.copy import COPY_DONE, Copier, RegionTable, Target
+from ray_kvfabric.memory.copy import COPY_DONE, COPY_STOPPED, COPY_TIMED_OUT, Copier, RegionTable, Target
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.route import Receipt
 from ray_kvfabric.transport.base import Order, RemoteCache
@@ -33,18 +36,21 @@ class Branch(NamedTuple):
 
 
 Outcome = Receipt | LLMException
+TakeTurns = Callable[[ExitStack, list[int], int], dict[int, LLMException]]
 
 
 class Fan:
-    """`passages` are those of the branches that are still in the running.
+    """The targets are of different endpoints, none this one, and list no block twice.
 
-    The targets are of different processes, none this one's, and list no block twice.
+    `take_turns(turns, branches, nbytes)` waits until a piece of `nbytes` may move to all of those branches, and gives
+    back in `turns` what it took; it names the branches that may not, with the reason.
     """
 
-    def __init__(self, copier: Copier, source: RegionTable, branches: list[Branch]) -> None:
+    def __init__(self, copier: Copier, source: RegionTable, branches: list[Branch], take_turns: TakeTurns) -> None:
         self._copier = copier
         self._source = source
         self._branches = branches
+        self._take_turns = take_turns
         self._passages = {
             index: each.link.passage(each.remote, each.plan, each.order) for index, each in enumerate(branches)
         }
@@ -53,72 +59,72 @@ class Fan:
 
     def run(self) -> list[Outcome]:
         """The receipt or the error of each branch."""
-        self._enter_all()
-        try:
-            self._copy_all()
-        except BaseException as error:
-            for index in list(self._passages):
-                self._drop(index, error)
-            if not isinstance(error, LLMException):
-                raise
-        for index, passage in self._passages.items():
-            self._outcomes[index] = _landed(passage, self._moved)
+        pieces = list(_pieces(self._source, self._branches[0].plan))
+        for number, piece in enumerate(pieces):
+            with ExitStack() as turns:
+                self._move(turns, piece, is_last=number == len(pieces) - 1)
         return [self._outcomes[index] for index in range(len(self._branches))]
 
-    def _enter_all(self) -> None:
-        for index in list(self._passages):
-            self._enter(index)
-
-    def _enter(self, index: int) -> None:
+    def _move(self, turns: ExitStack, piece: tuple[int, int, int, int], *, is_last: bool) -> None:
+        refused = self._take_turns(turns, list(self._passages), self._nbytes_of(piece))
+        for index, error in refused.items():
+            self._end(index, error)
+        inside = [index for index in list(self._passages) if self._enter(index)]
         try:
+            self._copy(inside, *piece)
+        except BaseException as error:
+            for index in [each for each in inside if each in self._passages]:
+                self._abandon(index, error)
+            if not isinstance(error, LLMException):
+                raise
+        for index in list(self._passages):
+            if is_last:
+                self._outcomes[index] = _landed(self._passages.pop(index), self._moved)
+            else:
+                self._passages[index].leave()
+
+    def _nbytes_of(self, piece: tuple[int, int, int, int]) -> int:
+        first, count, start, stop = piece
+        at = self._branches[0].plan.span.source_first + first
+        return sum(self._source[at + index][2] for index in range(count)) * (stop - start)
+
+    def _enter(self, index: int) -> bool:
+        order = self._branches[index].order
+        try:
+            if order.stop is not None and order.stop.is_set:
+                raise self._passages[index].copy_error(COPY_STOPPED, self._moved)
+            if Deadline(order.deadline_ns).passed:
+                raise self._passages[index].copy_error(COPY_TIMED_OUT, self._moved)
             self._passages[index].enter()
         except LLMException as error:
-            self._outcomes[index] = error
-            del self._passages[index]
+            self._end(index, error)
+            return False
+        return True
 
-    def _copy_all(self) -> None:
-        for first, count, start, stop in _pieces(self._source, self._branches[0].plan):
-            if self._passages:
-                self._copy(first, count, start, stop)
-                self._make_way()
-
-    def _make_way(self) -> None:
-        """Who is more urgent on one of the links goes first; nothing of any peer is held meanwhile."""
-        for index in list(self._passages):
-            turn, order = self._branches[index].order.turn, self._branches[index].order
-            if turn is None or turn.give_way is None or not turn.give_way.is_raised:
-                continue
-            for passage in self._passages.values():
-                passage.leave()
-            try:
-                turn.pause(Deadline(order.deadline_ns), order.stop)
-            finally:
-                self._enter_all()
-
-    def _copy(self, first: int, count: int, start: int, stop: int) -> None:
+    def _copy(self, inside: list[int], first: int, count: int, start: int, stop: int) -> None:
         """Regions [first, first + count) of the plan, pairs [start, stop)."""
-        plan, order = self._branches[0].plan, self._branches[0].order
-        running = list(self._passages)
-        digests = self._digests(count * (stop - start))
+        if not inside:
+            return
+        plan = self._branches[0].plan
+        digests = self._digests(inside, count * (stop - start))
         _, nbytes, statuses = self._copier.copy_blocks_to(
             self._source,
             plan.span.source_first + first,
             count,
             self._copier.BlockList(list(plan.source_blocks)[start:stop], "src_blocks"),
-            [self._target(index, first, start, stop) for index in running],
-            deadline_ns=order.deadline_ns,
-            stop=order.stop,
+            [self._target(index, first, start, stop) for index in inside],
+            deadline_ns=max(self._branches[index].order.deadline_ns for index in inside),
             digests=digests,
         )
         self._moved += nbytes
-        for index, each in zip(running, statuses, strict=True):
-            if each != COPY_DONE:
-                self._drop(index, self._passages[index].copy_error(each, self._moved))
+        for index, status in zip(inside, statuses, strict=True):
+            if status != COPY_DONE:
+                self._abandon(index, self._passages[index].copy_error(status, self._moved))
             elif digests is not None:
                 self._passages[index].note_digests(digests, slice(first, first + count), slice(start, stop))
 
-    def _digests(self, entries: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]] | None:
-        wanted = any(passage.wants_digests for passage in self._passages.values())
+    def _digests(self, inside: list[int], entries: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]] | None:
+        wanted = any(self._passages[index].wants_digests for index in inside)
         return np.zeros(entries, np.uint32) if wanted else None
 
     def _target(self, index: int, first: int, start: int, stop: int) -> Target:
@@ -126,10 +132,16 @@ class Fan:
         blocks = self._copier.BlockList(list(plan.target_blocks)[start:stop], "dst_blocks")
         return remote.table, plan.span.target_first + first, blocks, self._passages[index].step.fence
 
-    def _drop(self, index: int, error: BaseException) -> None:
+    def _abandon(self, index: int, error: BaseException) -> None:
+        """It failed inside."""
         self._passages.pop(index).abandon(error)
         if isinstance(error, LLMException):
             self._outcomes[index] = error
+
+    def _end(self, index: int, error: LLMException) -> None:
+        """It failed outside."""
+        del self._passages[index]
+        self._outcomes[index] = error
 
 
 def _landed(passage: Passage, nbytes: int) -> Outcome:
@@ -144,7 +156,7 @@ def _pieces(source: RegionTable, plan: Plan) -> Iterator[tuple[int, int, int, in
     sizes = [source[plan.span.source_first + index][2] for index in range(plan.span.num_regions)]
     pairs = len(plan.source_blocks)
     step = max(PIECE_NBYTES // sum(sizes), 1)
-    regions = len(sizes) if step > 1 or sum(sizes) <= PIECE_NBYTES else max(PIECE_NBYTES // max(sizes), 1)
+    regions = len(sizes) if sum(sizes) <= PIECE_NBYTES else max(PIECE_NBYTES // max(sizes), 1)
     for start in range(0, pairs, step):
         for first in range(0, len(sizes), regions):
             yield first, min(regions, len(sizes) - first), start, min(start + step, pairs)

@@ -6,6 +6,7 @@ GrantedPush   one push: enter, then what it has written or why it failed; all of
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,15 +43,18 @@ class SealedGrants:
 
     def __init__(self) -> None:
         self._kept: dict[str, SealedGrant] = {}
+        self._lock = threading.Lock()
 
     def sealed(self, grant: Grant, make_fence: Callable[[int, int], Fence]) -> SealedGrant:
         """`make_fence` is given the grant's slot and generation."""
         known = self._kept.get(grant.grant_id)
         if known is None or known.grant != grant:
             fence = make_fence(grant.slot, grant.fence)
-            known = self._kept[grant.grant_id] = SealedGrant(grant, grant.seal(), fence)
-            while len(self._kept) > KEPT:
-                self._kept.pop(next(iter(self._kept)), None)
+            known = SealedGrant(grant, grant.seal(), fence)
+            with self._lock:
+                self._kept[grant.grant_id] = known
+                while len(self._kept) > KEPT:
+                    del self._kept[next(iter(self._kept))]
         return known
 
 
@@ -111,7 +115,7 @@ def refusal(status: int, use: GrantUse) -> LLMException | None:
     """Why the board let nobody in; None for what is not about the grant."""
     grant = use.grant
     if status == shared_page.EXPIRED or (status == shared_page.STALE and grant.has_expired):
-        return GrantExpired(f"{grant} has expired; nothing was moved")
+        return GrantExpired(f"{grant} has expired")
     if status == shared_page.STALE:
         return GrantRevoked(f"{grant} was revoked, or has landed: its blocks may belong to somebody else")
     if status == shared_page.FORGED:

@@ -102,7 +102,7 @@ class HostLink(Link):
     def passage(self, remote: RemoteCache, plan: Plan, order: Order) -> Passage:
         """Of one push that has not entered yet, for whoever copies himself."""
         granted = None if order.use is None else self._granted(order.use, plan)
-        return Passage(self, remote, plan, order, granted, is_push=True)
+        return Passage(self, remote, plan, order, granted, is_push=not order.is_asked)
 
     def push(self, source: RegionTable, target: RemoteCache, plan: Plan, order: Order) -> Receipt:
         passage = self.passage(target, plan, order)
@@ -178,8 +178,10 @@ class HostLink(Link):
             raise PeerLost(f"{self.peer} has died")
         elif cell == shared_page.BUSY:
             raise TransferTimeout(f"every cell of {self!r} stayed in use: {use.grant} was not told that it fails")
+        elif self.index < 0:
+            raise StaleRoute(f"{self!r} was closed")
         elif cell not in (shared_page.STALE, shared_page.SPENT):
-            raise refusal(cell, use) or StaleRoute(f"{self!r} was closed")
+            raise refusal(cell, use) or StaleRoute(f"{self!r} refused {use.grant}")
 
     def _check_alive(self) -> None:
         if not self.is_alive:
@@ -208,17 +210,21 @@ class HostLink(Link):
         """Waits for the transfers that other threads have on this link; those that come later find it stale."""
         with self._closing:
             index, self.index = self.index, -1
+            if index >= 0:
+                self.page.retract_link(index)
             if index >= 0 and not self._is_stuck:
-                self._await_idle(index)
+                self._is_stuck = not self._await_idle(index)
+            if index >= 0 and not self._is_stuck:  # else a copy goes on: who frees its target has to see it
                 self.page.release_link(index, self.local.endpoint.incarnation)
             pidfd, self.pidfd = self.pidfd, -1
             if pidfd >= 0:
                 os.close(pidfd)
 
-    def _await_idle(self, index: int) -> None:
+    def _await_idle(self, index: int) -> bool:
         give_up_ns = time.monotonic_ns() + CLOSE_PATIENCE_NS
-        while not self.page.is_idle(index) and time.monotonic_ns() < give_up_ns:
+        while not (is_idle := self.page.is_idle(index)) and time.monotonic_ns() < give_up_ns:
             time.sleep(IDLE_NAP_S)
+        return is_idle
 
 
 def _open_pidfd(peer: EndpointInfo) -> int:

@@ -98,9 +98,6 @@ class Passage:
             if cell != shared_page.BUSY:
                 raise self._refused(cell)
             self._await_cell()
-        if index != link.index:  # closed meanwhile: its place in the page may be another's
-            page.leave(index, cell)
-            raise StaleRoute(f"{link!r} was closed")
         self._index, self._cell = index, cell
 
     def _await_cell(self) -> None:
@@ -167,9 +164,9 @@ class Passage:
     def _refused(self, status: int) -> LLMException:
         peer = self._link.peer
         if status == shared_page.PEER_DEAD:
-            return PeerGone(f"{peer} has died; nothing was moved")
+            return PeerGone(f"{peer} has died")
         if status == shared_page.DRAINING:
-            return EndpointDraining(f"{peer} is draining: it takes no pushes any more; nothing was moved")
+            return EndpointDraining(f"{peer} is draining: it takes no pushes any more")
         if self._order.use is not None and self._link.index >= 0:
             refused = refusal(status, self._order.use)
             if refused is not None:
@@ -180,8 +177,10 @@ class Passage:
         cache_id, peer = self._remote.info.cache_id, self._link.peer
         if status == shared_page.PEER_DEAD:
             return PeerLost(f"{peer} died while cache {cache_id} was being written")
+        if self._order.use is not None and self._order.use.grant.has_expired:
+            return GrantExpired(f"{self._order.use.grant} expired while it was being written")
         if self._order.use is not None:
-            return GrantRevoked(f"{self._order.use.grant} was revoked while it was being written")
+            return GrantRevoked(f"{self._order.use.grant} was ended by its receiver while it was being written")
         return CacheNotFound(f"cache {cache_id} of {peer} was freed or re-keyed while it was in use")
 
     def copy_error(self, status: int, nbytes: int, problem: int = 0) -> LLMException:

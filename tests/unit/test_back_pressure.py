@@ -26,7 +26,7 @@ from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint import offer_verbs
 from ray_kvfabric.endpoint.offer_verbs import ASK, TAKE
 from ray_kvfabric.endpoint.offers import BlockOffer
-from ray_kvfabric.errors import CreditExhausted, EndpointDraining, FabricError, TransferTimeout
+from ray_kvfabric.errors import CacheNotFound, CreditExhausted, EndpointDraining, FabricError, TransferTimeout
 from ray_kvfabric.grant import Grant
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import EndpointInfo
@@ -418,7 +418,7 @@ def test_blocks_that_cannot_be_granted_stay_free_for_the_next(
     def refuse_first(*arguments: Any) -> Any:
         asked.append(arguments[2])
         if len(asked) == 1:
-            raise CreditExhausted("as many grants as may stand")
+            raise CacheNotFound("it is not to be granted")
         return give(*arguments)
 
     monkeypatch.setattr(floor.offer, "_give", refuse_first)
@@ -430,6 +430,29 @@ def test_blocks_that_cannot_be_granted_stay_free_for_the_next(
     assert floor.receive() == "second"
     assert asked == ["first", "second"]
     assert all(isinstance(error, FabricError) for error in crew.join())
+    floor.check_nothing_taken()
+
+
+def test_who_finds_no_credit_for_a_moment_keeps_its_turn(
+    monkeypatch: pytest.MonkeyPatch, floor: Floor, crew: Crew
+) -> None:
+    grant, give, asked = floor.hold_all(), floor.offer._give, []
+
+    def refuse_first(*arguments: Any) -> Any:
+        asked.append(arguments[2])
+        if len(asked) < 3:
+            raise CreditExhausted("as many grants as may stand")
+        return give(*arguments)
+
+    monkeypatch.setattr(floor.offer, "_give", refuse_first)
+    crew.start(floor.send, 1, BLOCKS, "first")
+    floor.await_waiting(1)
+    crew.start(floor.send, 2, BLOCKS, "second")
+    floor.await_waiting(2)
+    floor.let_go(grant)
+    assert [floor.receive(), floor.receive()] == ["first", "second"]
+    assert asked == ["first", "first", "first", "second"]
+    assert crew.join() == []
     floor.check_nothing_taken()
 
 

@@ -19,7 +19,7 @@ from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.config import EndpointSettings
 from ray_kvfabric.control.ageing_queue import Priority
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.endpoint import fan_verbs
+from ray_kvfabric.endpoint import spread
 from ray_kvfabric.errors import (
     CacheNotFound,
     CreditExhausted,
@@ -42,6 +42,7 @@ from ray_kvfabric.errors import (
 from ray_kvfabric.grant import Grant
 from ray_kvfabric.testing.directory import DictDirectory
 from ray_kvfabric.testing.peer import ChildPeer, LocalPeer
+from ray_kvfabric.transport import host_link
 
 TENSORS, BLOCKS, BLOCK_NBYTES = 6, 32, 600
 SHAPE = (BLOCKS, BLOCK_NBYTES)
@@ -526,7 +527,7 @@ def test_an_endpoint_that_drains_finishes_and_takes_nothing_new(two: Two) -> Non
 def test_one_push_reaches_many_and_a_dead_one_costs_the_others_nothing(
     two: Two, monkeypatch: pytest.MonkeyPatch, shared_nbytes: int
 ) -> None:
-    monkeypatch.setattr(fan_verbs, "SHARED_NBYTES", shared_nbytes)
+    monkeypatch.setattr(spread, "SHARED_NBYTES", shared_nbytes)
     settings = EndpointSettings.model_validate(SETTINGS)
     children = [ChildPeer(10 + index, two.directory, settings) for index in range(2)]
     held = [child.allocate(TENSORS, SHAPE, "DT_INT8", 0) for child in children]
@@ -550,7 +551,7 @@ def test_one_push_reaches_many_and_a_dead_one_costs_the_others_nothing(
 
 
 def test_the_same_target_twice_gets_both_pushes(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fan_verbs, "SHARED_NBYTES", 0)
+    monkeypatch.setattr(spread, "SHARED_NBYTES", 0)
     key = BlocksCacheKey(2, 0)
     outcomes = two.writer.push_blocks_to([(key, [1]), (key, [2])], two.source, [9])
     assert all(not isinstance(each, FabricError) for each in outcomes)
@@ -650,3 +651,123 @@ def test_one_grant_in_quarantine_does_not_keep_the_others(two: Two, monkeypatch:
     with pytest.raises(GrantRevoked):
         transfer.wait(20)
     stuck.revoke()
+
+
+# ---- what a reader found -----------------------------------------------------------------------------------
+
+
+def stopped_inside(two: Two, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """The writer's next copy says that it is inside, and waits until it may go on."""
+    way = two.writer._links.way((2, BlocksCacheKey(2, 0).way[1]), "host", two.writer._control_deadline())
+    inside, go = threading.Event(), threading.Event()
+    write = way.link._write  # type: ignore[attr-defined]
+
+    def stopped(*arguments: object) -> object:
+        inside.set()
+        assert go.wait(20)
+        return write(*arguments)
+
+    monkeypatch.setattr(way.link, "_write", stopped)
+    return inside, go
+
+
+def test_closing_a_link_does_not_hide_a_writer_that_is_still_inside(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_link, "CLOSE_PATIENCE_NS", 10**8)
+    inside, go = stopped_inside(two, monkeypatch)
+    grant = two.receiver.grant_blocks(two.target, [1])
+    transfer = two.writer.start_push_granted(two.sent(grant), two.source, [1])
+    assert inside.wait(20)
+    (link,) = two.writer._links.links()
+    link.close()
+    with pytest.raises(TransferTimeout, match="quarantine"):
+        grant.revoke(0.1)
+    go.set()
+    with pytest.raises(GrantRevoked):
+        transfer.wait(20)
+    grant.revoke(20)
+
+
+def test_closing_an_endpoint_keeps_a_cache_whose_blocks_are_in_quarantine(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = LocalPeer(6, two.directory, EndpointSettings.model_validate({**SETTINGS, "control_timeout_s": 0.2}))
+    cache_id = doomed.allocate(TENSORS, SHAPE, "DT_INT8", 0)
+    grant = doomed.manager.grant_blocks(doomed.manager.cache(cache_id), [1])
+    way = two.writer._links.way((6, BlocksCacheKey(6, 0).way[1]), "host", two.writer._control_deadline())
+    inside, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(way.link, "_write", lambda *_: (inside.set(), go.wait(20), (0, 1, 0))[-1])
+    transfer = two.writer.start_push_granted(two.sent(grant), two.source, [1])
+    assert inside.wait(20)
+    with pytest.raises(TransferTimeout, match="quarantine"):
+        doomed.manager.close()
+    assert doomed.manager._caches.all_ids() == [cache_id]
+    go.set()
+    with pytest.raises(FabricError):
+        transfer.wait(20)
+
+
+def test_of_two_pushes_of_a_writer_the_sealing_one_may_end_first(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, go = stopped_inside(two, monkeypatch)
+    grant = two.receiver.grant_blocks(two.target, [1, 2])
+    first = two.writer.start_push_granted(two.sent(grant), two.source, [1], seal=False)
+    assert inside.wait(20)
+    monkeypatch.undo()
+    two.writer.push_granted(two.sent(grant), two.source, [2], at=1)
+    waiting = threading.Timer(0.3, go.set)
+    waiting.start()
+    try:
+        assert grant.wait(20).num_blocks == 2  # it was drained before it was judged
+    except GrantIncomplete:  # the first met the fence
+        with pytest.raises(GrantRevoked):
+            first.wait(20)
+    assert held(two)["blocks"] == 0
+
+
+def test_a_queue_that_is_full_is_the_outcome_of_one_target_alone(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "SHARED_NBYTES", 0)
+    settings = EndpointSettings.model_validate({**SETTINGS, "admission": {"max_queued": 0, "moving_per_target": 1}})
+    writer = LocalPeer(7, two.directory, settings).manager
+    source = writer.allocate_blocks_cache(two.source.cache_desc)
+    first, second = (two.receiver.grant_blocks(two.target, [block]) for block in (1, 2))
+    with writer._gate.turn(2, 2, 100, Priority.NORMAL, Deadline.after(20), None):
+        outcomes = writer.push_blocks_to([first, second], source, [5], timeout_s=0.3)
+    assert all(isinstance(each, FabricError) for each in outcomes)
+    assert len(outcomes) == 2
+    for grant in (first, second):
+        grant.revoke()
+    writer.close()
+
+
+def test_a_grant_that_stands_can_be_used_for_the_first_time_while_its_endpoint_drains(two: Two) -> None:
+    grant = two.receiver.grant_blocks(two.target, [1])
+    draining = threading.Thread(target=two.receiver.drain, args=(20.0,))
+    draining.start()
+    while not two.receiver.status()["is_draining"]:
+        time.sleep(0.01)
+    late = LocalPeer(8, two.directory, EndpointSettings.model_validate(SETTINGS))
+    source = late.manager.cache(late.allocate(TENSORS, SHAPE, "DT_INT8", None))
+    late.manager.push_granted(two.sent(grant), source, [1])
+    draining.join(20)
+    assert not draining.is_alive()
+    assert grant.wait(0).num_blocks == 1
+    late.close()
+
+
+@pytest.mark.parametrize("ttl_s", [1e10, float("inf"), float("nan"), -1])
+def test_a_time_that_nobody_can_mean_is_refused_and_costs_nothing(two: Two, ttl_s: float) -> None:
+    free = two.receiver._grants._space.free_nbytes
+    with pytest.raises(ParamInvalid, match="ttl_s"):
+        two.receiver.grant_blocks(two.target, [1], ttl_s=ttl_s)
+    assert two.receiver._grants._space.free_nbytes == free
+
+
+def test_the_end_of_a_former_life_does_not_fail_what_its_successor_was_granted(two: Two) -> None:
+    grant = two.receiver.grant_blocks(two.target, [1], sources=[1])
+    two.receiver.peer_ended(1, two.writer.endpoint.incarnation + 1, "died")
+    two.writer.push_granted(two.sent(grant), two.source, [1])
+    assert grant.wait(1).num_blocks == 1
+
+
+def test_writers_and_sources_agree(two: Two) -> None:
+    with pytest.raises(ParamInvalid, match="writers is 3, sources names 1"):
+        two.receiver.grant_blocks(two.target, [1], writers=3, sources=[1])
