@@ -195,6 +195,9 @@ TOLD = {
     "stopped": ("TransferCancelled", "GrantRevoked"),
     "overtaken": ("TransferTimeout", "GrantRevoked"),
     "cut": ("PeerLost", "GrantRevoked"),
+    "ended": ("GrantRevoked", "GrantExpired"),  # it was ended, and its time has passed since
+    "late": ("PeerLost", "GrantExpired"),
+    "halted": ("TransferCancelled", "GrantExpired"),
     "freed": ("CacheNotFound", "GrantRevoked", "GrantExpired"),
     "left": ("NotLinked", "CacheNotFound", "GrantRevoked", "GrantExpired"),
     "closed": ("CacheNotFound",),  # its own
@@ -209,9 +212,9 @@ _TABLE = """
 standing           unseen/.    ./gone        unseen/closed    failed/spent    -                 revoked/revoked revoked/freed   revoked/left    expired/expired -                 revoked/revoked revoked/.
 queued             unseen/.    ./gone        failed/cancelled failed/spent    failed/cancelled  revoked/revoked revoked/freed   revoked/left    expired/over    failed/timeout    revoked/revoked revoked/.
 before             unseen/.    ./gone        failed/cancelled failed/spent    failed/cancelled  revoked/revoked revoked/freed   revoked/left    expired/expired failed/timeout    revoked/revoked revoked/.
-entered            lost/.      ./lost        failed/cancelled failed/revoked  failed/cancelled  revoked/revoked revoked/revoked revoked/revoked expired/revoked failed/timeout    revoked/revoked revoked/.
-halfway            lost/.      ./lost        failed/cancelled failed/revoked  failed/cancelled  revoked/revoked revoked/revoked revoked/revoked expired/revoked failed/timeout    revoked/revoked revoked/.
-copied             lost/.      ./lost        landed/landed    failed/revoked  landed/landed     revoked/revoked revoked/revoked revoked/revoked expired/revoked landed/landed     revoked/revoked revoked/.
+entered            lost/.      ./lost        failed/cancelled failed/revoked  failed/cancelled  revoked/revoked revoked/revoked revoked/revoked expired/expired failed/timeout    revoked/revoked revoked/.
+halfway            lost/.      ./lost        failed/cancelled failed/revoked  failed/cancelled  revoked/revoked revoked/revoked revoked/revoked expired/expired failed/timeout    revoked/revoked revoked/.
+copied             lost/.      ./lost        landed/landed    failed/revoked  landed/landed     revoked/revoked revoked/revoked revoked/revoked expired/expired landed/landed     revoked/revoked revoked/.
 acknowledged       landed/.    ./landed      landed/landed    landed/landed   landed/landed     revoked/landed  revoked/landed  revoked/landed  landed/landed   landed/landed     revoked/landed  revoked/.
 gave_way           lost/.      ./gone        failed/cancelled failed/spent    failed/cancelled  revoked/revoked revoked/freed   revoked/left    expired/over    failed/timeout    revoked/revoked revoked/.
 between            lost/.      ./gone        unseen/closed    failed/spent    -                 revoked/revoked revoked/freed   revoked/left    expired/expired -                 revoked/revoked revoked/.
@@ -222,14 +225,14 @@ cancelled          failed/.    ./gone        failed/closed    failed/revoked  - 
 timed_out          failed/.    ./gone        failed/closed    failed/revoked  -                 failed/revoked  failed/freed    failed/left     failed/expired  -                 failed/revoked  failed/.
 expired            expired/.   ./gone        expired/closed   expired/expired -                 expired/expired expired/freed   expired/left    -               -                 expired/expired expired/.
 revoked            revoked/.   ./gone        revoked/closed   revoked/revoked -                 revoked/revoked revoked/freed   revoked/left    revoked/expired -                 revoked/revoked revoked/.
-draining           revoked/.   ./cut         revoked/stopped  revoked/revoked revoked/stopped   revoked/revoked revoked/revoked revoked/revoked revoked/revoked revoked/overtaken revoked/revoked revoked/.
-quarantined        revoked/.   ./cut         revoked/stopped  revoked/revoked revoked/stopped   revoked/revoked revoked/revoked revoked/revoked revoked/revoked revoked/overtaken revoked/revoked revoked/.
-expired_inside     expired/.   ./cut         expired/stopped  expired/revoked expired/stopped   expired/revoked expired/revoked expired/revoked -               expired/overtaken expired/revoked expired/.
-landed_inside      landed/.    ./cut         landed/stopped   landed/revoked  landed/stopped    landed/revoked  landed/revoked  landed/revoked  landed/revoked  landed/overtaken  landed/revoked  landed/.
-other_absent       lost/.      ./lost        failed/cancelled failed/revoked  failed/cancelled  revoked/revoked revoked/revoked revoked/revoked expired/revoked failed/timeout    revoked/revoked revoked/.
-other_sealed       lost/.      ./lost        failed/cancelled failed/revoked  failed/cancelled  revoked/revoked revoked/revoked revoked/revoked expired/revoked failed/timeout    revoked/revoked revoked/.
+draining           revoked/.   ./cut         revoked/stopped  revoked/revoked revoked/stopped   revoked/revoked revoked/revoked revoked/revoked revoked/ended   revoked/overtaken revoked/revoked revoked/.
+quarantined        revoked/.   ./cut         revoked/stopped  revoked/revoked revoked/stopped   revoked/revoked revoked/revoked revoked/revoked revoked/ended   revoked/overtaken revoked/revoked revoked/.
+expired_inside     expired/.   ./late        expired/halted   expired/expired expired/halted    expired/expired expired/expired expired/expired -               expired/over      expired/expired expired/.
+landed_inside      landed/.    ./cut         landed/stopped   landed/revoked  landed/stopped    landed/revoked  landed/revoked  landed/revoked  landed/ended    landed/overtaken  landed/revoked  landed/.
+other_absent       lost/.      ./lost        failed/cancelled failed/revoked  failed/cancelled  revoked/revoked revoked/revoked revoked/revoked expired/expired failed/timeout    revoked/revoked revoked/.
+other_sealed       lost/.      ./lost        failed/cancelled failed/revoked  failed/cancelled  revoked/revoked revoked/revoked revoked/revoked expired/expired failed/timeout    revoked/revoked revoked/.
 other_inside       lost/.      ./gone        unseen/closed    failed/spent    -                 revoked/revoked revoked/freed   revoked/left    expired/expired -                 revoked/revoked revoked/.
-other_failed       failed/.    ./cut         failed/stopped   failed/revoked  failed/stopped    failed/revoked  failed/revoked  failed/revoked  failed/revoked  failed/overtaken  failed/revoked  failed/.
+other_failed       failed/.    ./cut         failed/stopped   failed/revoked  failed/stopped    failed/revoked  failed/revoked  failed/revoked  failed/ended    failed/overtaken  failed/revoked  failed/.
 plain_queued       ./.         ./gone        ./cancelled      -               ./cancelled       -               ./missing       ./absent        -               ./timeout         ./missing       ./.
 plain_before       ./.         ./gone        ./cancelled      -               ./cancelled       -               ./missing       ./absent        -               ./timeout         ./missing       ./.
 plain_entered      ./.         ./lost        ./cancelled      -               ./cancelled       -               ./missing       ./missing       -               ./timeout         ./missing       ./.
