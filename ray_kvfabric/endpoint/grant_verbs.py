@@ -18,6 +18,7 @@ from ray_kvfabric.endpoint.requests import BlockArgument, check_cache
 from ray_kvfabric.endpoint.transfers import Transfer
 from ray_kvfabric.errors import FeatureNotEnabled, LLMStatusCode, ParamInvalid
 from ray_kvfabric.grant import Grant, GrantUse
+from ray_kvfabric.memory.device import Mark
 from ray_kvfabric.plan import TENSORS_PER_LAYER
 from ray_kvfabric.route import CacheInfo, Receipt
 
@@ -118,19 +119,21 @@ class GrantVerbs(EndpointCore):
         writer: int | None = None,
         timeout_s: float | None = None,
         priority: Priority = Priority.NORMAL,
+        after: Mark | None = None,
     ) -> Receipt:
         """Writes block `src_blocks[i]` into the granted block at position `at + i`; returns when the bytes are there.
 
         `seal` says that it is this writer's last push under the grant: the receiver's `wait` returns when every writer
         has sealed. Pushes before it, layer by layer or chunk by chunk, take `seal=False`. `writer` is this endpoint's
         index where the grant has several writers and names none. A push that fails after it was let in fails the
-        writer for good, and the receiver is told at once.
+        writer for good, and the receiver is told at once. `after` is what `mark` gave to the thread that computed the
+        blocks; None: what the calling thread has enqueued.
         Raises as `push_blocks`, and before a byte moves GrantForged, GrantExpired, GrantReplayed, GrantRevoked (it was
         taken back or has landed; also while moving), StaleIncarnation, QueueFull.
         """
         layers = src_layer_range, dst_layer_range, tensor_num_per_layer
         return self._granted_job(
-            grant, src_cache, src_blocks, layers, GrantPlace(at, seal, writer), timeout_s=timeout_s, priority=priority
+            grant, src_cache, src_blocks, layers, GrantPlace(at, seal, writer), None, timeout_s, priority, after
         ).run()
 
     def start_push_granted(
@@ -166,11 +169,19 @@ class GrantVerbs(EndpointCore):
         transfer_id: str | None = None,
         timeout_s: float | None = None,
         priority: Priority = Priority.NORMAL,
+        after: Mark | None = None,
     ) -> GrantedJob:
         self._check_open()
         grant = as_grant(grant)
         use = GrantUse(grant, writer_index(grant, place.writer, self.endpoint.cluster_id), place.at, place.seals)
-        return self._requests.push_granted(use, src_cache, src_blocks, *layers, transfer_id, timeout_s, priority)
+        return self._requests.push_granted(use, src_cache, src_blocks, *layers, transfer_id, timeout_s, priority, after)
+
+    def mark(self, cache: Cache) -> Mark | None:
+        """What the calling thread's current stream still has to do, for a push of `cache` that another thread makes.
+
+        None for HOST caches, and where nothing is left to do.
+        """
+        return self._requests.mark(cache)
 
     def fail_granted(
         self, grant: Grant, reason: str, *, writer: int | None = None, timeout_s: float | None = None

@@ -17,6 +17,7 @@ from ray_kvfabric.endpoint.mover import Mover
 from ray_kvfabric.errors import NoneGiven, ParamInvalid
 from ray_kvfabric.grant import GrantUse
 from ray_kvfabric.memory.copy import BlockList
+from ray_kvfabric.memory.device import Mark
 from ray_kvfabric.plan import LayerRequest, request_layers, request_pulled_layers
 
 BlockArgument = tuple[int, ...] | list[int]
@@ -89,6 +90,7 @@ class Requests:
         transfer_id: str | None = None,
         timeout_s: float | None = None,
         priority: Priority = Priority.NORMAL,
+        after: Mark | None = None,
     ) -> GrantedJob:
         """Its deadline is the grant's, if that comes first and both are of one clock."""
         grant = use.grant
@@ -106,7 +108,7 @@ class Requests:
         way = (grant.cluster_id, CacheName("id", grant.cache_id))
         return GrantedJob(
             self._mover, way, cache.cache_id, layers, self._stamp.transfer_id(transfer_id), deadline, False,
-            self._mover.mark(cache), priority, sources, targets, use,
+            after or self._mover.mark(cache), priority, sources, targets, use,
         )  # fmt: skip
 
     def pull(
@@ -132,6 +134,9 @@ class Requests:
             raise ParamInvalid("src_blocks is empty, a BlocksCacheKey as src_cache_key needs some")
         check_not_own(key.cluster_id, self._mover.cluster_id)
         return self._job(key.way, cache, layers, sources, targets, transfer_id, timeout_s, priority, is_pull=True)
+
+    def mark(self, cache: Cache) -> Mark | None:
+        return self._mover.mark(cache)
 
     def block_nbytes(self, cache: Cache) -> int:
         """As it was made, whatever became of its description since. Raises LLMException (LLM_KV_CACHE_NOT_EXIST)."""

@@ -1,0 +1,93 @@
+"""PrefillBook: the scheduler side of a producer. Pure: the engine's calls in, `Orders` out.
+
+    begun -> computing, chunk by chunk -> whole          a preemption leads back to the first chunk
+A chunk brings the blocks that it fills, behind those that came from the prefix cache before it; the last chunk brings
+the block that the prompt leaves partly filled. So no block is written twice but after a preemption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ray_kvfabric.integrations.vllm.orders import Begin, Finish, Orders, Part, Span
+from ray_kvfabric.integrations.vllm.params import Remote
+
+Tables = Sequence[Sequence[int]]  # block ids by KV group
+
+
+@dataclass(slots=True)
+class _Prefill:
+    transfer_id: str
+    num_tokens: int
+    tables: list[list[int]] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)  # by group, the position of the first block that was not brought yet
+    is_whole: bool = False
+
+
+class PrefillBook:
+    """`block_sizes[g]` is the tokens of a block of KV group g."""
+
+    def __init__(self, block_sizes: Sequence[int]) -> None:
+        self._block_sizes = tuple(block_sizes)
+        self._open: dict[str, _Prefill] = {}
+
+    def arrived(self, req_id: str, remote: Remote, num_tokens: int, orders: Orders) -> None:
+        """A new request whose KV is promised; `num_tokens` are its prompt's."""
+        self._open[req_id] = _Prefill(remote.transfer_id, num_tokens)
+        orders.begin.append(Begin(req_id, remote.transfer_id, remote.engine, num_tokens))
+
+    def has(self, req_id: str) -> bool:
+        return req_id in self._open
+
+    def scheduled(self, req_id: str, tables: Tables, num_computed: int, num_new: int, orders: Orders) -> None:
+        """A step that starts the request, or resumes it: `tables` are all its blocks."""
+        prefill = self._open.get(req_id)
+        if prefill is None:
+            return
+        prefill.tables = [list(table) for table in tables]
+        prefill.sent = [0] * len(tables)
+        self._bring(req_id, prefill, num_computed + num_new, orders)
+
+    def continued(self, req_id: str, added: Tables | None, num_computed: int, num_new: int, orders: Orders) -> None:
+        """A step that goes on with it: `added` are its new blocks."""
+        prefill = self._open.get(req_id)
+        if prefill is None or prefill.is_whole:
+            return
+        for table, new in zip(prefill.tables, added or (), strict=False):
+            table.extend(new)
+        self._bring(req_id, prefill, num_computed + num_new, orders)
+
+    def _bring(self, req_id: str, prefill: _Prefill, computed: int, orders: Orders) -> None:
+        """Tokens [0, computed) will have their KV when the step has run."""
+        prefill.is_whole = computed >= prefill.num_tokens
+        spans = []
+        for group, (table, size) in enumerate(zip(prefill.tables, self._block_sizes, strict=True)):
+            stop = -(-prefill.num_tokens // size) if prefill.is_whole else computed // size
+            first = prefill.sent[group]
+            if stop > first:
+                spans.append(Span(group, first, tuple(table[first:stop])))
+                prefill.sent[group] = stop
+        if spans or prefill.is_whole:
+            orders.parts.append(Part(req_id, tuple(spans), prefill.is_whole))
+
+    def preempted(self, req_id: str, orders: Orders) -> None:
+        """Its blocks were taken away; when it is resumed all of it is brought again."""
+        prefill = self._open.get(req_id)
+        if prefill is None:
+            return
+        prefill.is_whole = False
+        orders.drop.append(req_id)
+
+    def finished(self, req_id: str, orders: Orders) -> str | None:
+        """The request ended: its transfer_id if its blocks are to be kept until the worker says that they were sent."""
+        prefill = self._open.pop(req_id, None)
+        if prefill is None:
+            return None
+        reason = None if prefill.is_whole else "the prefill ended before all of the prompt was computed"
+        orders.finish.append(Finish(req_id, reason))
+        return prefill.transfer_id
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)

@@ -1,0 +1,257 @@
+"""Producer: the worker side of an engine that computes KV for others. A thin shell around SendBook.
+
+engine's thread   follow, save, end_step, take_sent: a lock and a list, no system call but a thread's waking
+push threads      push what the book says is next
+answer threads    the consumers' offers and declines
+warden            looks once a second after ended requests whose consumer grants nothing
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from ray_kvfabric.cache.handle import Cache
+from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.deadline import Deadline
+from ray_kvfabric.errors import FabricError, NotLinked, PeerLost
+from ray_kvfabric.integrations.vllm.layout import KVLayout, LayoutMismatch, Terms
+from ray_kvfabric.integrations.vllm.orders import Begin, Orders
+from ray_kvfabric.integrations.vllm.seat import cluster_id_of
+from ray_kvfabric.integrations.vllm.send_book import Failure, Offer, Push, SendBook
+from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
+from ray_kvfabric.integrations.vllm.tally import FAILED, Tally
+from ray_kvfabric.integrations.vllm.timeline import Timeline
+
+logger = logging.getLogger(__name__)
+
+OFFER, DECLINE, EXPECTS = "vllm.offer", "vllm.decline", "vllm.expects"
+LOOK_S = 1.0
+UNKNOWN_S = 4.0  # a consumer that has not heard of a request for so long after its prefill never will
+TELL_S = 2.0
+END_S = 10.0
+
+
+class Producer:
+    """`caches[i]` is the cache of lane i of `layout`."""
+
+    def __init__(
+        self,
+        manager: CacheManager,
+        layout: KVLayout,
+        caches: Sequence[Cache],
+        terms: Terms,
+        rank: int,
+        settings: ConnectorSettings,
+        tally: Tally,
+        timeline: Timeline | None = None,
+    ) -> None:
+        self._manager = manager
+        self._layout = layout
+        self._caches = caches
+        self._terms = terms
+        self._rank = rank
+        self._settings = settings
+        self._tally = tally
+        self._timeline = timeline
+        self._is_on_device = any(cache.cache_desc.placement.name == "DEVICE" for cache in caches)
+        self._book = SendBook(layout, int(settings.transfer_timeout_s * 1e9))
+        self._changed = threading.Condition()
+        self._is_closed = threading.Event()
+        self._step = 0
+        self.has_step = False  # this step computes KV for somebody
+        self._unknown_since: dict[str, int] = {}  # by transfer_id
+        manager.answers(OFFER, self._on_offer)
+        manager.answers(DECLINE, self._on_decline)
+        self._telling = ThreadPoolExecutor(4, thread_name_prefix="kvfabric-tell")
+        jobs = [self._push_all] * settings.push_threads + [self._watch]
+        self._threads = [threading.Thread(target=job, name="kvfabric-producer", daemon=True) for job in jobs]
+        for thread in self._threads:
+            thread.start()
+
+    # ---- the engine's thread -----------------------------------------------------------------------
+
+    def forget(self, req_ids: Sequence[str]) -> None:
+        """Their blocks are about to be used for something else. Waits for a push that is reading them just now."""
+        if not req_ids:
+            return
+        deadline = Deadline.after(self._settings.push_timeout_s)
+        with self._changed:
+            reading = [req_id for req_id in req_ids if self._book.drop(req_id)]
+            for req_id in reading:
+                while self._book.is_reading(req_id) and self._changed.wait(deadline.remaining_s):
+                    pass
+
+    def follow(self, orders: Orders) -> None:
+        with self._changed:
+            for begin in orders.begin:
+                self._book.begin(begin)
+            for finish in orders.finish:
+                self._book.finish(finish, time.monotonic_ns())
+            self._book.start_step(orders.parts)
+            self.has_step = self._book.has_step
+            self._step += self.has_step
+            if self._book.has_work:
+                self._changed.notify()
+
+    def save(self, layer: str) -> None:
+        """The KV of this layer that the step computes is in the cache, or will be once the stream has come so far."""
+        now_ns, mark = time.monotonic_ns(), self._mark()
+        if self._timeline is not None:
+            self._timeline.computed(layer, self._step, now_ns)
+        with self._changed:
+            if self._book.saved(layer, mark, now_ns):
+                self._changed.notify()
+
+    def end_step(self) -> None:
+        with self._changed:
+            if self._book.end_step(self._mark(), time.monotonic_ns()):
+                self._changed.notify()
+        self.has_step = False
+
+    def _mark(self) -> object:
+        return self._manager.mark(self._caches[0]) if self._is_on_device else None
+
+    @property
+    def has_sent(self) -> bool:
+        return self._book.has_sent
+
+    def take_sent(self) -> list[str]:
+        with self._changed:
+            return self._book.take_sent()
+
+    @property
+    def num_open(self) -> int:
+        return self._book.num_open
+
+    # ---- push threads ------------------------------------------------------------------------------
+
+    def _push_all(self) -> None:
+        while not self._is_closed.is_set():
+            with self._changed:
+                push = self._book.next_push()
+                failures = self._book.take_failures()
+                if push is None and not failures:
+                    self._changed.wait(LOOK_S)
+                    continue
+            self._tell_all(failures)
+            if push is not None:
+                self._push(push)
+
+    def _push(self, push: Push) -> None:
+        failure = None
+        piece = push.piece
+        per_layer = self._layout.lanes[piece.lane].per_layer
+        layers = range(piece.first_layer, piece.stop_layer)
+        try:
+            receipt = self._manager.push_granted(
+                push.grant, self._caches[piece.lane], piece.blocks, layers, layers, per_layer,
+                at=push.at, seal=piece.seals, timeout_s=self._settings.push_timeout_s, after=piece.mark,
+            )  # fmt: skip
+        except FabricError as error:
+            failure = f"{type(error).__name__}: {error}"
+            self._tally.add(**{FAILED + type(error).__name__: 1})
+            logger.info("a push of request %s failed: %s", push.req_id, failure)
+        except Exception as error:  # the engine must not wait for a push that a bug has ended
+            failure = f"{type(error).__name__}: {error}"
+            logger.exception("a push of request %s failed", push.req_id)
+        with self._changed:
+            is_hidden = self._book.ended(push, failure)
+            self._changed.notify_all()
+        if failure is None:
+            hidden = receipt.nbytes if is_hidden else 0
+            parked_s = (receipt.started_ns - piece.made_ns) / 1e9
+            self._tally.add(pushes=1, bytes_pushed=receipt.nbytes, bytes_hidden=hidden, parked_seconds=parked_s)
+            if self._timeline is not None:
+                span = (piece.first_layer, piece.stop_layer)
+                self._timeline.pushed(push.grant.request_id, span, receipt)
+
+    def _tell_all(self, failures: list[Failure]) -> None:
+        """Aside: a receiver that does not answer must not keep pushes to others waiting."""
+        for failure in failures:
+            with suppress(RuntimeError):  # closed: the endpoint leaves, which says it too
+                self._telling.submit(self._tell, failure)
+
+    def _tell(self, failure: Failure) -> None:
+        try:
+            self._manager.fail_granted(failure.grant, failure.reason, timeout_s=TELL_S)
+        except FabricError as error:
+            logger.debug("%s could not be told that %s: %s", failure.grant, failure.reason, error)
+
+    # ---- the other side ----------------------------------------------------------------------------
+
+    def _on_offer(self, arguments: dict[str, Any]) -> str | None:
+        """Why the offer is of no use, or None."""
+        theirs: Terms = arguments["terms"]
+        try:
+            self._terms.check(theirs)
+        except LayoutMismatch as error:
+            return str(error)
+        offer = Offer(arguments["transfer_id"], arguments["num_tokens"], arguments["grants"])
+        with self._changed:
+            refusal = self._book.offered(offer, time.monotonic_ns())
+            self._changed.notify()
+        return refusal
+
+    def _on_decline(self, arguments: dict[str, Any]) -> bool:
+        with self._changed:
+            for transfer_id in arguments["transfer_ids"]:
+                self._book.declined(transfer_id)
+            self._changed.notify()
+        return True
+
+    # ---- warden ------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._is_closed.wait(LOOK_S):
+            if not self._book.num_open:
+                self._unknown_since.clear()
+                continue
+            with self._changed:
+                self._book.forget_early(time.monotonic_ns())
+                held = self._book.held()
+            for begin, since_ns in held:
+                reason = self._why_hopeless(begin, since_ns)
+                if reason is not None:
+                    self._tally.add(**{FAILED + "unclaimed": 1})
+                    logger.info("request %s: %s", begin.req_id, reason)
+                    with self._changed:
+                        self._book.give_up(begin.req_id, reason)
+
+    def _why_hopeless(self, begin: Begin, since_ns: int) -> str | None:
+        now_ns = time.monotonic_ns()
+        if now_ns - since_ns > self._settings.grant_wait_s * 1e9:
+            return f"nobody has granted blocks for {self._settings.grant_wait_s:g} s after its prefill had ended"
+        if begin.target is None:
+            return None
+        try:
+            deadline = Deadline.after(TELL_S)
+            peer = self._manager.find_endpoint(cluster_id_of(begin.target, self._rank), deadline)
+            is_expected = bool(self._manager.ask(peer, EXPECTS, {"transfer_id": begin.transfer_id}, deadline))
+        except (NotLinked, PeerLost):
+            return f"engine {begin.target} is gone"
+        except FabricError:
+            return None  # it does not answer: the deadline decides
+        unknown_since = self._unknown_since.setdefault(begin.transfer_id, now_ns)
+        if is_expected:
+            del self._unknown_since[begin.transfer_id]
+        elif now_ns - unknown_since > UNKNOWN_S * 1e9:
+            del self._unknown_since[begin.transfer_id]
+            return f"engine {begin.target} does not wait for it"
+        return None
+
+    def close(self) -> None:
+        """Idempotent; pushes that run are waited for."""
+        self._is_closed.set()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(END_S)
+        self._telling.shutdown(wait=False, cancel_futures=True)
+        if self._timeline is not None:
+            self._timeline.close()

@@ -1,0 +1,366 @@
+"""SendBook: the worker side of a producer. Pure: orders, layers, grants and outcomes in, pushes out; time comes along.
+
+    begun -> parts are parked until its grants arrive, then pushed -> delivered | failed | unwanted -> sent
+Its blocks are the engine's again once `take_sent` has named it: no push of it is queued or runs. Grants may come before
+the request, or after it has ended. Pushes of one request run in the order in which they were made, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ray_kvfabric.grant import Grant
+from ray_kvfabric.integrations.vllm.layout import KVLayout
+from ray_kvfabric.integrations.vllm.orders import Begin, Finish, Part, Span
+
+KEPT = 8192  # ended transfers whose outcome a late grant is told
+
+UNWANTED = "the other side wants nothing of it"
+DELIVERED = "it was delivered already"
+
+
+class LaneGrant(NamedTuple):
+    """The grant of one lane's cache: granted position i is the request's block `first + i`."""
+
+    first: int
+    grant: Grant
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A consumer's grants for one transfer, by lane."""
+
+    transfer_id: str
+    num_tokens: int
+    grants: Mapping[int, LaneGrant]
+
+
+class Piece(NamedTuple):
+    """Layers [first_layer, stop_layer) of a lane, for blocks at positions from `first` on. `mark`: see CacheManager."""
+
+    lane: int
+    first_layer: int
+    stop_layer: int
+    first: int
+    blocks: tuple[int, ...]
+    seals: bool
+    mark: object
+    made_ns: int
+
+
+class Push(NamedTuple):
+    req_id: str
+    piece: Piece
+    grant: Grant
+    at: int
+
+
+class Failure(NamedTuple):
+    """A grant whose receiver has to be told that the rest will not come."""
+
+    grant: Grant
+    reason: str
+
+
+@dataclass(slots=True)
+class _Sending:
+    begin: Begin
+    grants: Mapping[int, LaneGrant] | None = None
+    parked: list[Piece] = field(default_factory=list)
+    num_open: int = 0  # pushes that are queued or run
+    is_running: bool = False
+    sealed: set[int] = field(default_factory=set)  # lanes
+    whole_ns: int | None = None  # when its last layer was computed
+    failure: str | None = None
+    finish: Finish | None = None
+    held_since_ns: int = 0
+
+    @property
+    def is_delivered(self) -> bool:
+        return self.grants is not None and len(self.sealed) == len(self.grants)
+
+
+class SendBook:
+    """The caller has one thread at a time in it."""
+
+    def __init__(self, layout: KVLayout, early_ns: int = 120 * 10**9) -> None:
+        self._layout = layout
+        self._early_ns = early_ns
+        self._sending: dict[str, _Sending] = {}  # by req_id
+        self._req_ids: dict[str, str] = {}  # by transfer_id
+        self._early: dict[str, tuple[Offer, int]] = {}  # grants that came before their request, and when
+        self._over: OrderedDict[str, str] = OrderedDict()  # transfer_id to how it ended
+        self._step: list[tuple[_Sending, Part]] = []
+        self._unsaved: list[set[int]] = []  # by lane, the layers of this step that were not computed yet
+        self._queue: deque[Push] = deque()
+        self._failures: list[Failure] = []
+        self._sent: list[str] = []
+
+    # ---- the engine's steps ------------------------------------------------------------------------
+
+    def begin(self, begin: Begin) -> None:
+        sending = self._sending[begin.req_id] = _Sending(begin)
+        self._req_ids[begin.transfer_id] = begin.req_id
+        sending.failure = self._over.get(begin.transfer_id)
+        offer, _ = self._early.pop(begin.transfer_id, (None, 0))
+        if offer is not None:
+            self._take(sending, offer)
+
+    def start_step(self, parts: list[Part]) -> None:
+        """`saved` and `end_step` are about these parts from now on."""
+        found = [(self._sending.get(part.req_id), part) for part in parts]
+        self._step = [(sending, part) for sending, part in found if sending is not None and self._wants(sending)]
+        self._unsaved = [set(range(len(lane.layers))) for lane in self._layout.lanes] if self._step else []
+
+    def _wants(self, sending: _Sending) -> bool:
+        return sending.failure is None and not sending.is_delivered
+
+    @property
+    def has_step(self) -> bool:
+        return bool(self._step)
+
+    def saved(self, layer: str, mark: object, now_ns: int) -> bool:
+        """The step's KV of this layer is in the cache. True when there is something to push."""
+        for lane, position in self._layout.places.get(layer, ()):
+            self._bring(lane, position, mark, now_ns)
+        return bool(self._queue)
+
+    def end_step(self, mark: object, now_ns: int) -> bool:
+        """The step's forward has ended: layers that were not named are computed as well. True as `saved`."""
+        for lane, unsaved in enumerate(self._unsaved):
+            for position in sorted(unsaved):
+                self._bring(lane, position, mark, now_ns)
+        self._step, self._unsaved = [], []
+        return bool(self._queue)
+
+    def _bring(self, lane: int, position: int, mark: object, now_ns: int) -> None:
+        if not self._unsaved or position not in self._unsaved[lane]:
+            return
+        self._unsaved[lane].remove(position)
+        is_last_layer = not self._unsaved[lane]
+        is_step_done = is_last_layer and not any(self._unsaved)
+        for sending, part in self._step:
+            span = _span_of(part, self._layout.lanes[lane].group)
+            if span is not None:
+                seals = part.is_last and is_last_layer
+                self._add(sending, Piece(lane, position, position + 1, span.first, span.blocks, seals, mark, now_ns))
+            if part.is_last and is_step_done:
+                sending.whole_ns = now_ns
+
+    def _add(self, sending: _Sending, piece: Piece) -> None:
+        if sending.failure is not None:
+            return
+        if sending.grants is None:
+            sending.parked.append(piece)
+        else:
+            self._enqueue(sending, piece)
+
+    def _enqueue(self, sending: _Sending, piece: Piece) -> None:
+        """As much of it as was granted. The consumer had the rest."""
+        assert sending.grants is not None
+        granted = sending.grants.get(piece.lane)
+        if granted is None or piece.lane in sending.sealed:
+            return
+        skipped = max(granted.first - piece.first, 0)
+        room = granted.first + len(granted.grant.blocks) - piece.first
+        blocks = piece.blocks[skipped : max(room, 0)]
+        if not blocks:
+            if piece.seals:
+                self._fail(sending, "the prompt ends before the blocks that were granted")
+            return
+        clipped = piece._replace(first=piece.first + skipped, blocks=blocks)
+        at = clipped.first - granted.first
+        self._queue.append(Push(sending.begin.req_id, clipped, granted.grant, at))
+        sending.num_open += 1
+
+    def drop(self, req_id: str) -> bool:
+        """Its blocks were taken away. True while a push still reads them."""
+        sending = self._sending.get(req_id)
+        if sending is None:
+            return False
+        sending.parked.clear()
+        sending.whole_ns = None
+        self._forget_queued(sending)
+        return sending.is_running
+
+    def is_reading(self, req_id: str) -> bool:
+        sending = self._sending.get(req_id)
+        return sending is not None and sending.is_running
+
+    def finish(self, finish: Finish, now_ns: int) -> None:
+        sending = self._sending.get(finish.req_id)
+        if sending is None:
+            return
+        sending.finish, sending.held_since_ns = finish, now_ns
+        if finish.reason is not None and not sending.is_delivered:
+            self._fail(sending, finish.reason)
+        self._settle(sending)
+
+    def take_sent(self) -> list[str]:
+        """Requests whose blocks nothing reads any more, each once."""
+        sent, self._sent = self._sent, []
+        return sent
+
+    @property
+    def has_sent(self) -> bool:
+        return bool(self._sent)
+
+    # ---- the other side ----------------------------------------------------------------------------
+
+    def offered(self, offer: Offer, now_ns: int) -> str | None:
+        """A consumer's grants. Returns why they are of no use, or None. The same offer twice is one."""
+        req_id = self._req_ids.get(offer.transfer_id)
+        if req_id is None:
+            over = self._over.get(offer.transfer_id)
+            if over is None:
+                self._early[offer.transfer_id] = (offer, now_ns)
+            return over
+        sending = self._sending[req_id]
+        if sending.failure is not None:
+            return sending.failure
+        if sending.grants is None:
+            self._take(sending, offer)
+        return sending.failure
+
+    def _take(self, sending: _Sending, offer: Offer) -> None:
+        if sending.failure is not None:
+            self._failures += [Failure(each.grant, sending.failure) for each in offer.grants.values()]
+            return
+        sending.grants = offer.grants
+        if offer.num_tokens != sending.begin.num_tokens:
+            self._fail(sending, f"the prompt has {sending.begin.num_tokens} tokens here, {offer.num_tokens} there")
+            return
+        parked, sending.parked = sending.parked, []
+        for piece in parked:
+            self._enqueue(sending, piece)
+
+    def declined(self, transfer_id: str) -> None:
+        """The consumer will grant nothing."""
+        self._early.pop(transfer_id, None)
+        req_id = self._req_ids.get(transfer_id)
+        if req_id is None:
+            self._end(transfer_id, UNWANTED)
+        else:
+            self.give_up(req_id, UNWANTED)
+
+    def give_up(self, req_id: str, reason: str) -> None:
+        """Nobody will take it, or nobody can."""
+        sending = self._sending.get(req_id)
+        if sending is not None and not sending.is_delivered:
+            self._fail(sending, reason)
+            self._settle(sending)
+
+    def _fail(self, sending: _Sending, reason: str) -> None:
+        if sending.failure is not None:
+            return
+        sending.failure = reason
+        sending.parked.clear()
+        self._forget_queued(sending)
+        for each in (sending.grants or {}).values():
+            self._failures.append(Failure(each.grant, reason))
+
+    def _forget_queued(self, sending: _Sending) -> None:
+        if sending.num_open > sending.is_running:
+            req_id = sending.begin.req_id
+            self._queue = deque(push for push in self._queue if push.req_id != req_id)
+            sending.num_open = int(sending.is_running)
+
+    # ---- pushing -----------------------------------------------------------------------------------
+
+    def next_push(self) -> Push | None:
+        """The next to run, with those behind it that bring the next layers of the same blocks; `ended` has to follow.
+
+        None while every queued one belongs to a request of which a push runs.
+        """
+        index = next((i for i, push in enumerate(self._queue) if not self._sending[push.req_id].is_running), None)
+        if index is None:
+            return None
+        push = self._queue[index]
+        del self._queue[index]
+        sending = self._sending[push.req_id]
+        while index < len(self._queue) and _continues(push, self._queue[index]):
+            piece = self._queue[index].piece
+            del self._queue[index]
+            push = push._replace(
+                piece=push.piece._replace(stop_layer=piece.stop_layer, seals=piece.seals, mark=piece.mark)
+            )
+            sending.num_open -= 1
+        sending.is_running = True
+        return push
+
+    def ended(self, push: Push, failure: str | None) -> bool:
+        """What became of it. True when it landed before its request's last layer was computed."""
+        sending = self._sending[push.req_id]
+        sending.num_open -= 1
+        sending.is_running = False
+        if failure is not None:
+            self._fail(sending, failure)
+        elif push.piece.seals:  # also one whose blocks were dropped meanwhile: it was waited for
+            sending.sealed.add(push.piece.lane)
+            if sending.is_delivered:
+                self._forget_queued(sending)
+        is_hidden = sending.whole_ns is None
+        self._settle(sending)
+        return is_hidden
+
+    def take_failures(self) -> list[Failure]:
+        failures, self._failures = self._failures, []
+        return failures
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._queue or self._failures)
+
+    def _settle(self, sending: _Sending) -> None:
+        if sending.finish is None or sending.num_open:
+            return
+        if sending.failure is None and not sending.is_delivered:
+            return
+        req_id, transfer_id = sending.begin.req_id, sending.begin.transfer_id
+        self._sent.append(req_id)
+        del self._sending[req_id]
+        self._req_ids.pop(transfer_id, None)
+        self._end(transfer_id, sending.failure or DELIVERED)
+
+    def _end(self, transfer_id: str, how: str) -> None:
+        self._over[transfer_id] = how
+        while len(self._over) > KEPT:
+            self._over.popitem(last=False)
+
+    # ---- time --------------------------------------------------------------------------------------
+
+    def held(self) -> list[tuple[Begin, int]]:
+        """Ended requests whose blocks wait for a grant, and since when."""
+        return [
+            (sending.begin, sending.held_since_ns)
+            for sending in self._sending.values()
+            if sending.finish is not None and sending.grants is None and sending.failure is None
+        ]
+
+    def forget_early(self, now_ns: int) -> None:
+        """Grants of requests that never came; their receivers' own deadlines have ended them by now."""
+        for transfer_id, (_, since_ns) in list(self._early.items()):
+            if now_ns - since_ns > self._early_ns:
+                del self._early[transfer_id]
+
+    @property
+    def num_open(self) -> int:
+        return len(self._sending)
+
+
+def _span_of(part: Part, group: int) -> Span | None:
+    return next((span for span in part.spans if span.group == group), None)
+
+
+def _continues(push: Push, later: Push) -> bool:
+    mine, other = push.piece, later.piece
+    return (
+        push.req_id == later.req_id
+        and mine.lane == other.lane
+        and mine.stop_layer == other.first_layer
+        and mine.first == other.first
+        and mine.blocks == other.blocks
+    )

@@ -1,0 +1,71 @@
+"""A real vLLM split in two, engines in processes of their own: the tokens are those of an undivided engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tests.serve.trio import Setting, Trio, prompts
+
+LENGTHS = (3, 20, 32, 64, 200, 300, 777, 1500)
+Start = Callable[[Setting], Trio]
+
+VERSIONS = ("0.29", "0.32")
+# Pairs of values: each two of different columns stand in one row.
+PAIRWISE = (
+    Setting("0.32", 32, 128, True, "float32"),
+    Setting("0.32", 64, 2560, False, "bfloat16"),
+    Setting("0.29", 128, 256, False, "float32"),
+    Setting("0.29", 64, 256, True, "float32"),
+    Setting("0.29", 32, 2560, True, "bfloat16"),
+    Setting("0.32", 128, 2560, True, "bfloat16"),
+)
+
+
+@pytest.mark.parametrize("setting", PAIRWISE, ids=str)
+def test_the_split_gives_the_undivided_engines_tokens(start_trio: Start, setting: Setting) -> None:
+    trio = start_trio(setting)
+    shared = prompts([160], seed=7)[0]
+    rounds = [
+        prompts(LENGTHS, seed=1),
+        prompts(LENGTHS, seed=1),  # both sides have cached prefixes now
+        prompts([each for each in LENGTHS if each > 160], seed=2, prefix=shared),
+    ]
+    trio.prefill.add("warm", shared, 1)  # one side alone has
+    trio.prefill.wait("warm")
+    for number, asked in enumerate(rounds):
+        expected = trio.ask_plain(asked)
+        got = trio.ask_split(asked, decode_first=number != 1)
+        assert [each["token_ids"] for each in got] == expected, f"round {number}"
+    assert trio.decode.ask("connector")["is_in_fabric_memory"]
+    trio.settle()
+
+
+def test_a_prefix_that_only_the_decode_side_has_is_not_sent_again(start_trio: Start) -> None:
+    trio = start_trio(PAIRWISE[0])
+    (shared,) = prompts([192], seed=11)
+    trio.decode.add("warm", shared, 1)
+    trio.decode.wait("warm")
+    asked = prompts([400, 500], seed=12, prefix=shared)
+    assert [each["token_ids"] for each in trio.ask_split(asked)] == trio.ask_plain(asked)
+    trio.settle()
+
+
+def test_sixteen_requests_at_once_on_caches_that_are_too_small_for_them(start_trio: Start) -> None:
+    """Preemption on both sides: 16 prompts of about 9 blocks of 32, and 40 blocks."""
+    trio = start_trio(replace(PAIRWISE[0], blocks=48, prefix_caching=False))
+    asked = prompts([200 + 17 * each for each in range(16)], seed=3)
+    expected = trio.ask_plain(asked, tokens=64)
+    assert [each["token_ids"] for each in trio.ask_split(asked, tokens=64)] == expected
+    trio.settle()
+
+
+def test_a_prefill_that_writes_nothing_gives_other_tokens(start_trio: Start) -> None:
+    """The negative control: were these equal, the tests above would prove nothing."""
+    trio = start_trio(Setting(prefill_module="tests.serve.broken"))
+    asked = prompts([64, 200, 300], seed=5)
+    expected = trio.ask_plain(asked)
+    got = [each["token_ids"] for each in trio.ask_split(asked)]
+    assert all(mine != theirs for mine, theirs in zip(got, expected, strict=True))
