@@ -1,0 +1,123 @@
+"""configs/serve_one_host.yaml, deployed as a user deploys it, and asked over HTTP."""
+
+from __future__ import annotations
+
+import copy
+import http.client
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from ray import serve
+
+from ray_kvfabric.integrations.serve import build_kvfabric_pd_app
+from tests.serve.probe import FOLDER
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "serve_one_host.yaml"
+TOKENS = 24
+
+
+def arguments(
+    fabric: str, replicas: tuple[int, int], probes: Path, prefill_module: str = "tests.serve.probe"
+) -> dict[str, Any]:
+    """The YAML's, with a fabric, modules and numbers of replicas of the test's own."""
+    args: dict[str, Any] = copy.deepcopy(yaml.safe_load(CONFIG.read_text())["applications"][0]["args"])
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
+    for side, count, module in zip(args, replicas, (prefill_module, "tests.serve.probe"), strict=True):
+        config = args[side] = copy.deepcopy(args[side])
+        config["deployment_config"]["num_replicas"] = count
+        config["runtime_env"]["env_vars"].update({"PYTHONPATH": path, FOLDER: str(probes)})
+        if "VLLM_CACHE_ROOT" in os.environ:
+            config["runtime_env"]["env_vars"]["VLLM_CACHE_ROOT"] = os.environ["VLLM_CACHE_ROOT"]
+        config["engine_kwargs"]["kv_transfer_config"] = {
+            "kv_connector_module_path": module,
+            "kv_connector_extra_config": {"fabric": fabric, "grant_wait_s": 20, "transfer_timeout_s": 60},
+        }
+    return args
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Deployment:
+    """One application under a route of its own."""
+
+    def __init__(self, name: str, port: int, args: dict[str, Any], probes: Path) -> None:
+        self.name = name
+        self.port = port
+        self._args = args
+        self._probes = probes
+
+    def start(self) -> None:
+        serve.run(build_kvfabric_pd_app(self._args), name=self.name, route_prefix=f"/{self.name}", blocking=False)
+        self.blocks = self.free_blocks()
+
+    def complete(self, prompt: Sequence[int], tokens: int = TOKENS, timeout_s: float = 90.0) -> list[int]:
+        """The tokens of the answer. Raises RuntimeError for an answer that is an error."""
+        connection, answer = self.ask(prompt, tokens, timeout_s=timeout_s)
+        try:
+            body = json.loads(answer.read())
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise RuntimeError(f"{answer.status}: {body}")
+        return list(body["choices"][0]["token_ids"])
+
+    def ask(
+        self, prompt: Sequence[int], tokens: int = TOKENS, *, stream: bool = False, timeout_s: float = 90.0
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        connection.request(
+            "POST",
+            f"/{self.name}/v1/completions",
+            self.body(prompt, tokens, stream),
+            {"Content-Type": "application/json"},
+        )
+        return connection, connection.getresponse()
+
+    def body(self, prompt: Sequence[int], tokens: int, stream: bool) -> str:
+        fields = {"model": "demo", "prompt": list(prompt), "max_tokens": tokens, "temperature": 0}
+        return json.dumps({**fields, "ignore_eos": True, "return_token_ids": True, "stream": stream})
+
+    def complete_all(self, prompts: Sequence[Sequence[int]], tokens: int = TOKENS) -> list[list[int]]:
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            return list(threads.map(lambda prompt: self.complete(prompt, tokens), prompts))
+
+    def forget_prefixes(self, side: str) -> None:
+        """`side` is Prefill or Decode."""
+        serve.get_deployment_handle(f"{side}:demo", self.name).reset_prefix_cache.remote().result(timeout_s=30)
+
+    def free_blocks(self) -> dict[str, tuple[int, ...]]:
+        """By engine: free blocks, open requests that wait for KV, and open ones that promise it."""
+        found = {}
+        for path in self._probes.iterdir():
+            if path.suffix != ".new":
+                found[path.name] = tuple(int(each) for each in path.read_text().split())
+        return found
+
+    def settle(self, engines: Sequence[str], within_s: float = 60.0) -> None:
+        """Until these engines have as many free blocks as at the start."""
+        end = time.monotonic() + within_s
+        while True:
+            now = self.free_blocks()
+            off = {name: (now[name], self.blocks[name]) for name in engines if now[name] != self.blocks[name]}
+            if not off:
+                return
+            assert time.monotonic() < end, f"(free, waiting, promised), now and at the start: {off}"
+            time.sleep(0.2)
+
+
+def processes_of(engine_part: str) -> list[psutil.Process]:
+    """Processes whose title holds this, such as VLLM::EngineCore."""
+    return [each for each in psutil.process_iter(["cmdline"]) if engine_part in " ".join(each.info["cmdline"] or [])]
