@@ -150,6 +150,7 @@ class _Driver:
         self._begun: dict[str, float] = {}
         self._first: dict[str, float] = {}
         self._steps = 0
+        self._preempted: set[tuple[str, int]] = set()
         self._is_open = True
 
     def run(self) -> None:
@@ -185,6 +186,11 @@ class _Driver:
     def _step(self) -> None:
         self._steps += 1
         outputs = self._engine.step()
+        self._preempted |= {
+            (request.request_id, request.num_preemptions)
+            for request in self._scheduler.requests.values()
+            if request.num_preemptions
+        }
         now = time.monotonic()
         for output in outputs:
             tokens = output.outputs[0].token_ids
@@ -214,7 +220,7 @@ class _Driver:
         return len(self._scheduler.requests)
 
     def preemptions(self) -> int:
-        return sum(request.num_preemptions for request in self._scheduler.requests.values())
+        return len(self._preempted)
 
     def steps(self) -> int:
         return self._steps
@@ -228,6 +234,5 @@ class _Driver:
             "sending": worker.producer.num_open if worker.producer else 0,
             "receiving": worker.consumer.num_open if worker.consumer else 0,
             "is_in_fabric_memory": worker._allocation is not None and worker._allocation.storage.is_used,
-            "links": [repr(link) for link in worker._seat.manager._links.links()],
-            "cpu_s": time.process_time(),
+            "landed": sum(issued.progress for issued in worker._seat.manager._grants.standing()),
         }

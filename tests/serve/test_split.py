@@ -54,11 +54,12 @@ def test_a_prefix_that_only_the_decode_side_has_is_not_sent_again(start_trio: St
 
 
 def test_sixteen_requests_at_once_on_caches_that_are_too_small_for_them(start_trio: Start) -> None:
-    """Preemption on both sides: 16 prompts of about 9 blocks of 32, and 40 blocks."""
-    trio = start_trio(replace(PAIRWISE[0], blocks=48, prefix_caching=False))
-    asked = prompts([200 + 17 * each for each in range(16)], seed=3)
-    expected = trio.ask_plain(asked, tokens=64)
-    assert [each["token_ids"] for each in trio.ask_split(asked, tokens=64)] == expected
+    """Preemption on the decode side, whose requests grow; the prefill side computes them in turn."""
+    trio = start_trio(replace(PAIRWISE[0], blocks=56, prefix_caching=False, max_model_len=1024))
+    asked = prompts([90 + 13 * each for each in range(16)], seed=3)
+    expected = trio.ask_plain(asked, tokens=120)
+    assert [each["token_ids"] for each in trio.ask_split(asked, tokens=120)] == expected
+    assert trio.decode.ask("preemptions") > 0
     trio.settle()
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Setting:
     policy: str = "recompute"
     roles: tuple[str, str] = ("kv_producer", "kv_consumer")
     num_seqs: int = 16
+    max_model_len: int = 2560
     transfer_timeout_s: float = 60.0
     grant_wait_s: float = 30.0
 
@@ -46,7 +47,7 @@ class Setting:
         return str(OLD) if self.version == "0.29" else None
 
     def __str__(self) -> str:
-        chunked = f"chunks of {self.budget}" if self.budget < 2560 else "one chunk"
+        chunked = f"chunks of {self.budget}" if self.budget < self.max_model_len else "one chunk"
         cached = "cached prefixes" if self.prefix_caching else "no cached prefixes"
         return f"vLLM {self.version}, blocks of {self.block_size}, {chunked}, {cached}, {self.dtype}"
 
@@ -56,13 +57,13 @@ def options(setting: Setting, block_nbytes: int) -> dict[str, Any]:
         "model": setting.model,
         "dtype": setting.dtype,
         "enforce_eager": True,
-        "max_model_len": 2560,
+        "max_model_len": setting.max_model_len,
         "max_num_seqs": setting.num_seqs,
         "max_num_batched_tokens": setting.budget,
         "kv_cache_memory_bytes": setting.blocks * block_nbytes,
         "block_size": setting.block_size,
         "enable_prefix_caching": setting.prefix_caching,
-        "enable_chunked_prefill": setting.budget < 2560,
+        "enable_chunked_prefill": setting.budget < setting.max_model_len,
         "disable_log_stats": True,
     }
 
@@ -117,12 +118,25 @@ class Trio:
     def free_blocks(self) -> tuple[int, int]:
         return self.prefill.ask("free_blocks"), self.decode.ask("free_blocks")
 
-    def settle(self, within_s: float = 15.0) -> None:
-        """Until both engines have given every block back."""
+    def settle(self, within_s: float = 20.0, side: str = "both") -> None:
+        """Until the engines have given every block back."""
         end = time.monotonic() + within_s
-        while (now := self.free_blocks()) != self.blocks:
-            assert time.monotonic() < end, f"free blocks are {now}, were {self.blocks} at the start"
-            time.sleep(0.1)
+        sides = (("prefill", self.blocks[0]), ("decode", self.blocks[1]))
+        for name, blocks in sides:
+            while side in (name, "both") and (now := getattr(self, name).ask("free_blocks")) != blocks:
+                assert time.monotonic() < end, f"{name} has {now} free blocks, had {blocks} at the start"
+                time.sleep(0.1)
+
+    def restart_prefill(self) -> None:
+        """Another process under the same name; the decode engine stays as it is."""
+        self.prefill = self._start(0, "prefill").wait_up()
+
+    def start_another(self, engine_id: str, **changes: Any) -> Engine:
+        """A prefill engine of the same fabric that differs."""
+        setting = replace(self.setting, **changes)
+        extra = {"fabric": self.fabric, "address": self._address}
+        config = transfer_config(setting, "kv_producer", engine_id, MODULE, extra)
+        return Engine({**options(setting, demo_block_nbytes(setting)), "kv_transfer_config": config}, setting.path)
 
     def ask_plain(self, prompts: Sequence[list[int]], tokens: int = TOKENS) -> list[list[int]]:
         names = [uuid.uuid4().hex for _ in prompts]
