@@ -29,7 +29,7 @@ from ray_kvfabric.actors.launch import (
     start_workers,
 )
 from ray_kvfabric.actors.names import checked
-from ray_kvfabric.actors.shown import html_table
+from ray_kvfabric.actors.shown import EndpointView, members_table
 from ray_kvfabric.actors.transfer import FabricTransfer, PushOrder
 from ray_kvfabric.actors.worker import CacheWorker
 from ray_kvfabric.cache.checks import check_type
@@ -272,6 +272,10 @@ class Fabric(Granting):
         members: list[Member] = self._client.call("members", deadline=self._deadline())
         return members
 
+    def look(self, cluster_id: int) -> EndpointView:
+        """One endpoint, whoever started it, as it is now; a notebook shows it as tables. Raises NotLinked."""
+        return EndpointView(self._at(cluster_id, "status"))
+
     def status(self) -> dict[str, object]:
         """Plain data: the scheduler's own, and each endpoint's, or why it did not answer."""
         scheduler = self._client.call("status", deadline=self._deadline())
@@ -325,18 +329,24 @@ class Fabric(Granting):
 
     def __repr__(self) -> str:
         try:
-            members = self.members()
+            return f"<{self._described(self.members())}>"
         except FabricError as error:
             return f"<Fabric {self.name!r} {self.lifetime}: {error}>"
+
+    def _repr_html_(self) -> str | None:
+        """None where there is nothing to show: the notebook then takes `repr`, which says why."""
+        try:
+            members = self.members()
+        except FabricError:
+            return None
+        return members_table(self._described(members), members)
+
+    def _described(self, members: list[Member]) -> str:
         nbytes = sum(cache.nbytes for member in members for cache in member.caches.values())
         caches = sum(len(member.caches) for member in members)
         return (
-            f"<Fabric {self.name!r} {self.lifetime}: {len(members)} endpoints, {caches} caches, "
-            f"{nbytes / 2**20:.1f} MiB>"
+            f"Fabric {self.name!r} {self.lifetime}: {len(members)} endpoints, {caches} caches, {nbytes / 2**20:.1f} MiB"
         )
-
-    def _repr_html_(self) -> str:
-        return html_table(repr(self), self.members())
 
 
 def up(config: FabricConfig, *, address: str | None = None) -> Fabric:

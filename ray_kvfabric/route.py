@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ray_kvfabric.cache.html_table import Cell, html_table, mebibytes
 from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.cache.layout import Region
 
@@ -128,6 +129,17 @@ class CacheInfo:
     def nbytes(self) -> int:
         return sum(region.num_blocks * region.block_nbytes for region in self.regions)
 
+    @property
+    def shown(self) -> tuple[Cell, ...]:
+        """Cells of a notebook's table: cache, model_id, tensors, shape, type, memory, MiB."""
+        where = self.memory if self.device is None else str(self.device)
+        shape, mib = str(list(self.shape)), mebibytes(self.nbytes)
+        return (self.cache_id, self.model_id, len(self.regions), shape, self.data_type, where, mib)
+
+    def _repr_html_(self) -> str:
+        headings = ("cache", "model_id", "tensors", "shape", "type", "memory", "MiB")
+        return html_table(f"cache {self.cache_id}", headings, [self.shown])
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -173,3 +185,10 @@ class Receipt(NamedTuple):
     def gbps(self) -> float:
         """10^9 bytes a second."""
         return self.nbytes / max(self.landed_ns - self.started_ns, 1)
+
+    def _repr_html_(self) -> str:
+        headings = ("from", "to", "cache", "layers", "blocks", "bytes", "ms", "GB/s", "transport")
+        layers = f"{self.first_layer} to {self.first_layer + self.num_layers - 1}"
+        speed = round(self.seconds * 1e3, 3), round(self.gbps, 2)
+        row = (self.source_cluster_id, self.target_cluster_id, self.cache_id, layers, self.num_blocks, self.nbytes)
+        return html_table(f"transfer {self.transfer_id}: landed", headings, [(*row, *speed, self.transport)])

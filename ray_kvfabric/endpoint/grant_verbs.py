@@ -176,6 +176,17 @@ class GrantVerbs(EndpointCore):
         use = GrantUse(grant, writer_index(grant, place.writer, self.endpoint.cluster_id), place.at, place.seals)
         return self._requests.push_granted(use, src_cache, src_blocks, *layers, transfer_id, timeout_s, priority, after)
 
+    def open_granted(self, grant: Grant, timeout_s: float | None = None) -> None:
+        """Opens what the first push under this grant would open: a question to the directory, a mapping.
+
+        Raises NotLinked, PeerLost, LinkFailed, StaleIncarnation, TransferTimeout.
+        """
+        self._check_open()
+        grant = as_grant(grant)
+        deadline = self._control_deadline() if timeout_s is None else Deadline.after(timeout_s)
+        way = self._links.any_way((grant.cluster_id, CacheName("id", grant.cache_id)), deadline)
+        check_incarnation(grant, way.route.endpoint)
+
     def mark(self, cache: Cache) -> Mark | None:
         """What the calling thread's current stream still has to do, for a push of `cache` that another thread makes.
 

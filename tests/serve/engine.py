@@ -209,6 +209,7 @@ class _Driver:
             "params": output.kv_transfer_params,
             "cached": output.num_cached_tokens,
             "first_s": self._first.pop(output.request_id, None),
+            "whole_s": time.monotonic() - self._begun.pop(output.request_id),
         }
 
     # ---- asked by tests ----------------------------------------------------------------------------

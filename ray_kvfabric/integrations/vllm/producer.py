@@ -35,6 +35,8 @@ LOOK_S = 1.0
 UNKNOWN_S = 4.0  # a consumer that has not heard of a request for so long after its prefill never will
 TELL_S = 2.0
 END_S = 10.0
+SMALL_NBYTES = 256 << 10
+SMALL_S = 1.0  # its link is open: it waits for nobody, but where its target has just died
 
 
 class Producer:
@@ -105,14 +107,28 @@ class Producer:
         if self._timeline is not None:
             self._timeline.computed(layer, self._step, now_ns)
         with self._changed:
-            if self._book.saved(layer, mark, now_ns):
-                self._changed.notify()
+            has_work = self._book.saved(layer, mark, now_ns)
+        if has_work:
+            self._push_small()
 
     def end_step(self) -> None:
         with self._changed:
-            if self._book.end_step(self._mark(), time.monotonic_ns()):
-                self._changed.notify()
+            has_work = self._book.end_step(self._mark(), time.monotonic_ns())
+        if has_work:
+            self._push_small()
         self.has_step = False
+
+    def _push_small(self) -> None:
+        """What is left is for the push threads."""
+        while True:
+            with self._changed:
+                push = None if self._is_on_device else self._book.next_push(SMALL_NBYTES)
+                if push is None:
+                    self._changed.notify()
+                    return
+            self._push(push, SMALL_S)
+            if not self._book.has_work:
+                return
 
     def _mark(self) -> object:
         return self._manager.mark(self._caches[0]) if self._is_on_device else None
@@ -141,9 +157,9 @@ class Producer:
                     continue
             self._tell_all(failures)
             if push is not None:
-                self._push(push)
+                self._push(push, self._settings.push_timeout_s)
 
-    def _push(self, push: Push) -> None:
+    def _push(self, push: Push, timeout_s: float) -> None:
         failure = None
         piece = push.piece
         per_layer = self._layout.lanes[piece.lane].per_layer
@@ -151,7 +167,7 @@ class Producer:
         try:
             receipt = self._manager.push_granted(
                 push.grant, self._caches[piece.lane], piece.blocks, layers, layers, per_layer,
-                at=push.at, seal=piece.seals, timeout_s=self._settings.push_timeout_s, after=piece.mark,
+                at=push.at, seal=piece.seals, timeout_s=timeout_s, after=piece.mark,
             )  # fmt: skip
         except FabricError as error:
             failure = f"{type(error).__name__}: {error}"
@@ -192,6 +208,8 @@ class Producer:
             self._terms.check(theirs)
         except LayoutMismatch as error:
             return str(error)
+        for granted in arguments["grants"].values():
+            self._manager.open_granted(granted.grant, self._settings.ask_timeout_s)
         offer = Offer(arguments["transfer_id"], arguments["num_tokens"], arguments["grants"])
         with self._changed:
             refusal = self._book.offered(offer, time.monotonic_ns())

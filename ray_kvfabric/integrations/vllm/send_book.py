@@ -270,12 +270,12 @@ class SendBook:
 
     # ---- pushing -----------------------------------------------------------------------------------
 
-    def next_push(self) -> Push | None:
+    def next_push(self, most_nbytes: int | None = None) -> Push | None:
         """The next to run, with those behind it that bring the next layers of the same blocks; `ended` has to follow.
 
-        None while every queued one belongs to a request of which a push runs.
+        None while every queued one belongs to a request of which a push runs, or has more than `most_nbytes`.
         """
-        index = next((i for i, push in enumerate(self._queue) if not self._sending[push.req_id].is_running), None)
+        index = next((i for i, push in enumerate(self._queue) if self._may_run(push, most_nbytes)), None)
         if index is None:
             return None
         push = self._queue[index]
@@ -290,6 +290,15 @@ class SendBook:
             sending.num_open -= 1
         sending.is_running = True
         return push
+
+    def _may_run(self, push: Push, most_nbytes: int | None) -> bool:
+        if self._sending[push.req_id].is_running:
+            return False
+        return most_nbytes is None or self.nbytes_of(push.piece) <= most_nbytes
+
+    def nbytes_of(self, piece: Piece) -> int:
+        lane = self._layout.lanes[piece.lane]
+        return (piece.stop_layer - piece.first_layer) * lane.per_layer * len(piece.blocks) * lane.form.block_nbytes
 
     def ended(self, push: Push, failure: str | None) -> bool:
         """What became of it. True when it landed before its request's last layer was computed."""
