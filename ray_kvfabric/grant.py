@@ -12,6 +12,8 @@ from array import array
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
+from ray_kvfabric.cache.html_table import html_table
+
 DIGESTS = ("crc32c",)
 Share = tuple[int, int, int, int]  # first tensor, tensors, first block, blocks: positions in a grant
 
@@ -108,3 +110,11 @@ class GrantReceipt(NamedTuple):
     def seconds(self) -> float:
         """From the grant to the last write."""
         return (self.landed_ns - self.granted_ns) / 1e9
+
+    def _repr_html_(self) -> str:
+        of_request = f" of request {self.request_id}" if self.request_id else ""
+        headings = ("from", "cache", "layers", "blocks", "bytes", "transfers", "ms since the grant", "verified")
+        sources, passed_ms = ", ".join(map(str, self.source_cluster_ids)), round(self.seconds * 1e3, 3)
+        moved = self.num_layers, self.num_blocks, self.nbytes, self.num_transfers
+        row = (sources, self.cache_id, *moved, passed_ms, self.verified)
+        return html_table(f"grant {self.grant_id}{of_request}: landed", headings, [row])

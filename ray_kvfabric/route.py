@@ -16,6 +16,8 @@ from ray_kvfabric.cache.html_table import Cell, html_table, mebibytes
 from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.cache.layout import Region
 
+CACHE_HEADINGS = ("cache", "model_id", "tensors", "shape", "type", "memory", "MiB")
+
 
 class HostId(NamedTuple):
     """Two processes may share memory only where all three agree."""
@@ -131,14 +133,13 @@ class CacheInfo:
 
     @property
     def shown(self) -> tuple[Cell, ...]:
-        """Cells of a notebook's table: cache, model_id, tensors, shape, type, memory, MiB."""
+        """Its cells under CACHE_HEADINGS."""
         where = self.memory if self.device is None else str(self.device)
         shape, mib = str(list(self.shape)), mebibytes(self.nbytes)
         return (self.cache_id, self.model_id, len(self.regions), shape, self.data_type, where, mib)
 
     def _repr_html_(self) -> str:
-        headings = ("cache", "model_id", "tensors", "shape", "type", "memory", "MiB")
-        return html_table(f"cache {self.cache_id}", headings, [self.shown])
+        return html_table(f"cache {self.cache_id}", CACHE_HEADINGS, [self.shown])
 
 
 @dataclass(frozen=True, slots=True)

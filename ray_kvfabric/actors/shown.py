@@ -9,8 +9,11 @@ from typing import Any
 
 from ray_kvfabric.cache.html_table import Cell, html_table, mebibytes
 from ray_kvfabric.control.directory import Member
+from ray_kvfabric.route import CACHE_HEADINGS
 
-_MEMBER = ("endpoint", "role", "pid", "cache", "model_id", "tensors", "shape", "type", "memory", "MiB")
+_MEMBER = ("endpoint", "role", "pid", *CACHE_HEADINGS)
+_ENDPOINT = ("role", "pid", "incarnation", "transports", "MiB used", "MiB budget")
+_LINK = ("to", "transport", "state", "MiB pushed", "MiB pulled")
 
 
 def members_table(caption: str, members: list[Member]) -> str:
@@ -22,7 +25,7 @@ def _rows(member: Member) -> Iterator[tuple[Cell, ...]]:
     role = f"{member.endpoint.role}, draining" if member.endpoint.is_draining else member.endpoint.role
     who = (member.endpoint.cluster_id, role, member.endpoint.pid)
     if not member.caches:
-        yield (*who, *[None] * (len(_MEMBER) - len(who)))
+        yield (*who, *[None for _ in CACHE_HEADINGS])
     for cache in member.caches.values():
         yield (*who, *cache.shown)
 
@@ -38,7 +41,9 @@ class EndpointView:
 
     def __repr__(self) -> str:
         seen = self.status
-        return f"<Endpoint {seen['cluster_id']} {seen['role']}: {len(seen['caches'])} caches, {len(seen['links'])} links>"
+        return (
+            f"<Endpoint {seen['cluster_id']} {seen['role']}: {len(seen['caches'])} caches, {len(seen['links'])} links>"
+        )
 
     def _repr_html_(self) -> str:
         """The endpoint, and a table each of its caches, links and started transfers where there are any."""
@@ -46,16 +51,11 @@ class EndpointView:
         transfers = sorted(Counter(each["state"] for each in seen["transfers"]).items())
         tables: list[tuple[str, Sequence[str], list[tuple[Cell, ...]]]] = [
             (f"endpoint {seen['cluster_id']}", _ENDPOINT, [_endpoint_row(seen)]),
-            ("caches", _CACHE, [_cache_row(each) for each in seen["caches"]]),
+            ("caches", CACHE_HEADINGS, [_cache_row(each) for each in seen["caches"]]),
             ("links", _LINK, [_link_row(each) for each in seen["links"]]),
             ("transfers that were started here", ("state", "count"), [*transfers]),
         ]
         return "".join(html_table(*each) for each in tables if each[2])
-
-
-_ENDPOINT = ("role", "pid", "incarnation", "transports", "MiB used", "MiB budget")
-_CACHE = ("cache", "model_id", "tensors", "shape", "type", "memory", "MiB")
-_LINK = ("to", "transport", "state", "MiB pushed", "MiB pulled")
 
 
 def _endpoint_row(seen: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -13,16 +13,20 @@ import asyncio
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
+import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
 from ray_kvfabric.actors.clients import ErrandLost, SchedulerClient
 from ray_kvfabric.actors.edge import fetch, peer_errors, repeated
 from ray_kvfabric.actors.launch import find_worker
+from ray_kvfabric.cache.html_table import html_table
 from ray_kvfabric.cache.keys import BlocksCacheKey
 from ray_kvfabric.control.errands import Errand
 from ray_kvfabric.deadline import Deadline
-from ray_kvfabric.errors import NotLinked, PeerLost, StaleIncarnation, TransferTimeout, TransferUnknown
+from ray_kvfabric.errors import FabricError, NotLinked, PeerLost, StaleIncarnation, TransferTimeout, TransferUnknown
 from ray_kvfabric.route import Receipt
+
+LOOK_S = 0.2
 
 
 class PushOrder(NamedTuple):
@@ -90,8 +94,30 @@ class FabricTransfer:
         return asyncio.to_thread(self.result).__await__()
 
     def __repr__(self) -> str:
-        target = self._order.key or self._order.errand.arguments["grant"]
-        return f"<FabricTransfer {self.transfer_id}: {self._order.source_cluster_id} -> {target}>"
+        return f"<FabricTransfer {self.transfer_id}: {self._order.source_cluster_id} -> {self._target}>"
+
+    def _repr_html_(self) -> str:
+        """Its receipt's table, or what is known of it within LOOK_S."""
+        try:
+            if self._may_be_over():
+                return self.result(LOOK_S)._repr_html_()
+            state, why = "moving", None
+        except TransferTimeout as error:  # its own, or nobody knows yet
+            state, why = "not known", str(error)
+        except FabricError as error:
+            state, why = "failed", f"{type(error).__name__}: {error}"
+        row = (self._order.source_cluster_id, self._target.cluster_id, state, why)
+        return html_table(f"transfer {self.transfer_id}", ("from", "to", "state", "why"), [row])
+
+    def _may_be_over(self) -> bool:
+        """Of a source without an actor nothing is known here."""
+        reference = self.ref
+        return reference is None or bool(ray.wait([reference], timeout=LOOK_S)[0])
+
+    @property
+    def _target(self) -> Any:
+        """A key or a grant."""
+        return self._order.key or self._order.errand.arguments["grant"]
 
     @property
     def _source(self) -> str:

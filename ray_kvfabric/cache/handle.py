@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_kvfabric.cache.checks import check_int, check_type
+from ray_kvfabric.cache.html_table import html_table, mebibytes
 from ray_kvfabric.cache.types import CacheDesc, Placement
 from ray_kvfabric.errors import CacheNotFound, ParamInvalid
 
@@ -165,6 +166,13 @@ class Cache:
             f"Cache(cache_id = {self._cache_id}, device_tensor_addrs = {len(self._tensor_addrs)}, "
             f"is_blocks_cache = {self._is_blocks_cache})"
         )
+
+    def _repr_html_(self) -> str:
+        desc, kind = self._cache_desc, "blocks" if self._is_blocks_cache else "rows"
+        caption = f"cache {self._cache_id}" if self._tensor_addrs else f"cache {self._cache_id}: deallocated"
+        form = desc.num_tensors, str(list(desc.shape)), desc.data_type.name, desc.placement.name
+        headings = ("dim 0 counts", "tensors", "shape", "type", "placement", "MiB")
+        return html_table(caption, headings, [(kind, *form, mebibytes(desc.num_tensors * desc.size))])
 
 
 def _check_address(address: object, field: str) -> None:

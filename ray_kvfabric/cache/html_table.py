@@ -15,7 +15,8 @@ def html_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[Ce
     """Everything is escaped. A column whose first cell is a number is aligned to the right; None is an empty cell."""
     sides = ["right" if isinstance(cell, int | float) else "left" for cell in (rows or [headings])[0]]
     lines = [_row("th", headings, sides), *(_row("td", cells, sides) for cells in rows)]
-    return f'<table><caption style="text-align:left">{escape(caption)}</caption>{"".join(lines)}</table>'
+    title = f'<caption style="text-align:left; white-space:nowrap">{escape(caption)}</caption>'
+    return f"<table>{title}{''.join(lines)}</table>"
 
 
 def mebibytes(nbytes: int) -> float:

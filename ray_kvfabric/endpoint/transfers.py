@@ -17,6 +17,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ray_kvfabric.cache.html_table import html_table
 from ray_kvfabric.endpoint.gate import Caller, Gate
 from ray_kvfabric.endpoint.turn import Turn
 from ray_kvfabric.errors import LLMException, QueueFull, TransferCancelled, TransferTimeout, TransferUnknown
@@ -80,6 +81,14 @@ class Transfer:
 
     def __repr__(self) -> str:
         return f"<Transfer {self.transfer_id}: {self.state}>"
+
+    def _repr_html_(self) -> str:
+        state = self.state
+        if state == "landed":
+            return self._future.result()._repr_html_()
+        error = self._future.exception() if state == "failed" else None
+        why = f"{type(error).__name__}: {error}" if error else None
+        return html_table(f"transfer {self.transfer_id}", ("state", "why"), [(state, why)])
 
 
 class TransferTable:

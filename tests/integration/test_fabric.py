@@ -142,11 +142,27 @@ class TestPush:
 
     def test_the_fabric_shows_its_endpoints_caches_and_their_state(self, stage) -> None:
         assert repr(stage.fabric).endswith("2 endpoints, 2 caches, 0.2 MiB>")
-        assert "<td>[32, 256]</td>" in stage.fabric._repr_html_()
+        assert ">[32, 256]</td>" in stage.fabric._repr_html_()
         status = stage.fabric.status()
         assert set(status["endpoints"]) == {1, 2}
         assert all("error" not in endpoint for endpoint in status["endpoints"].values())
         json.dumps(status)
+
+    def test_a_notebook_shows_a_worker_and_what_became_of_a_transfer(self, stage) -> None:
+        landed = stage.fabric.start_push(BlocksCacheKey(2), stage.source, [0], [13])
+        assert landed._repr_html_() == landed.result()._repr_html_()
+        failed = stage.fabric.start_push(BlocksCacheKey(2, 99), stage.source, [0], [13])
+        assert "CacheNotFound: endpoint 2" in failed._repr_html_()
+        shown = stage.fabric.look(1)._repr_html_()
+        assert ">[32, 256]</td>" in shown
+        assert ">landed</td>" in shown
+        with pytest.raises(NotLinked, match="no endpoint has cluster_id 77"):
+            stage.fabric.look(77)
+
+    def test_a_fabric_that_is_gone_shows_its_repr(self, stage) -> None:
+        gone = Fabric(config())
+        assert gone._repr_html_() is None
+        assert "no fabric" in repr(gone)
 
     def test_a_receipt_pickles_and_the_receiver_has_it_too(self, stage) -> None:
         receipt = stage.fabric.push_blocks(BlocksCacheKey(2), stage.source, [0], [12])

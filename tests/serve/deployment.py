@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import yaml
 from ray import serve
+from ray.llm._internal.serve.utils.broadcast import broadcast
 
 from ray_kvfabric.integrations.serve import build_kvfabric_pd_app
 from tests.serve.probe import FOLDER
@@ -50,6 +51,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Told(NamedTuple):
+    """Of one engine: its scheduler's process, free blocks, requests that wait for KV, and those that promise it."""
+
+    pid: int
+    free: int
+    waiting: int
+    promised: int
+
+
 class Deployment:
     """One application under a route of its own."""
 
@@ -61,7 +71,7 @@ class Deployment:
 
     def start(self) -> None:
         serve.run(build_kvfabric_pd_app(self._args), name=self.name, route_prefix=f"/{self.name}", blocking=False)
-        self.blocks = self.free_blocks()
+        (self.blocks,) = {told.free for told in self.engines().values()}
 
     def complete(self, prompt: Sequence[int], tokens: int = TOKENS, timeout_s: float = 90.0) -> list[int]:
         """The tokens of the answer. Raises RuntimeError for an answer that is an error."""
@@ -73,6 +83,14 @@ class Deployment:
         if answer.status != 200:
             raise RuntimeError(f"{answer.status}: {body}")
         return list(body["choices"][0]["token_ids"])
+
+    def fingerprint(self, prompt: Sequence[int]) -> str:
+        """What the answering engine says of itself."""
+        connection, answer = self.ask(prompt, 1)
+        try:
+            return str(json.loads(answer.read())["system_fingerprint"])
+        finally:
+            connection.close()
 
     def ask(
         self, prompt: Sequence[int], tokens: int = TOKENS, *, stream: bool = False, timeout_s: float = 90.0
@@ -96,28 +114,21 @@ class Deployment:
 
     def forget_prefixes(self, side: str) -> None:
         """`side` is Prefill or Decode."""
-        serve.get_deployment_handle(f"{side}:demo", self.name).reset_prefix_cache.remote().result(timeout_s=30)
+        broadcast(serve.get_deployment_handle(f"{side}:demo", self.name), method_name="reset_prefix_cache", args=[])
 
-    def free_blocks(self) -> dict[str, tuple[int, ...]]:
-        """By engine: free blocks, open requests that wait for KV, and open ones that promise it."""
+    def engines(self) -> dict[str, Told]:
+        """What each engine that lives has told last."""
         found = {}
         for path in self._probes.iterdir():
             if path.suffix != ".new":
-                found[path.name] = tuple(int(each) for each in path.read_text().split())
+                told = Told(*(int(each) for each in path.read_text().split()))
+                if psutil.pid_exists(told.pid):
+                    found[path.name] = told
         return found
 
-    def settle(self, engines: Sequence[str], within_s: float = 60.0) -> None:
-        """Until these engines have as many free blocks as at the start."""
+    def settle(self, within_s: float = 60.0) -> None:
+        """Until every engine that lives is idle and has all its blocks."""
         end = time.monotonic() + within_s
-        while True:
-            now = self.free_blocks()
-            off = {name: (now[name], self.blocks[name]) for name in engines if now[name] != self.blocks[name]}
-            if not off:
-                return
-            assert time.monotonic() < end, f"(free, waiting, promised), now and at the start: {off}"
+        while any(told != (told.pid, self.blocks, 0, 0) for told in self.engines().values()):
+            assert time.monotonic() < end, f"{self.engines()}, of {self.blocks} blocks"
             time.sleep(0.2)
-
-
-def processes_of(engine_part: str) -> list[psutil.Process]:
-    """Processes whose title holds this, such as VLLM::EngineCore."""
-    return [each for each in psutil.process_iter(["cmdline"]) if engine_part in " ".join(each.info["cmdline"] or [])]

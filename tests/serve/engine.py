@@ -5,15 +5,19 @@ add, abort, free_blocks, ...  ->  child: one thread steps the engine and answers
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import multiprocessing
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
+
+import psutil
 
 START_S = 120.0
 ENVIRONMENT = {
@@ -33,13 +37,15 @@ class EngineFailed(RuntimeError):
 
 
 class Engine:
-    """`options` go to vllm's LLM; `path` comes before everything else on the child's module path."""
+    """`options` go to vllm's LLM."""
 
-    def __init__(self, options: dict[str, Any], path: str | None = None, **environment: str) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, options: dict[str, Any], **environment: str) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.serve.preload"])
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_run, args=(theirs, options), daemon=True)
-        with _environment({**ENVIRONMENT, **environment}, path):
+        self.process = context.Process(target=_run, args=(theirs, options, environment))
+        atexit.register(self.kill)  # workers of a parallel engine are children, which a daemon may not have
+        with _environment(ENVIRONMENT):
             self.process.start()
         theirs.close()
         self.outputs: dict[str, dict[str, Any]] = {}
@@ -95,8 +101,13 @@ class Engine:
         return kind, value
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.join(10)
+        if self.process.is_alive():
+            family = psutil.Process(self.pid).children(recursive=True)
+            self.process.kill()
+            self.process.join(10)
+            for each in family:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
 
     def close(self) -> None:
         if self.process.is_alive():
@@ -107,9 +118,7 @@ class Engine:
 
 
 @contextmanager
-def _environment(variables: dict[str, str], path: str | None) -> Iterator[None]:
-    if path is not None:
-        variables = {**variables, "PYTHONPATH": f"{path}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")}
+def _environment(variables: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -122,7 +131,8 @@ def _environment(variables: dict[str, str], path: str | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run(pipe: Connection, options: dict[str, Any]) -> None:
+def _run(pipe: Connection, options: dict[str, Any], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     try:
         driver = _Driver(pipe, options)
     except BaseException:
@@ -225,6 +235,37 @@ class _Driver:
 
     def steps(self) -> int:
         return self._steps
+
+    def keep_kv_of_next(self) -> None:
+        """Remembers the blocks of the next request that is scheduled."""
+        self._kept: list[int] = []
+        allocate, manager = self._scheduler.kv_cache_manager.allocate_slots, self._scheduler.kv_cache_manager
+
+        def note(request: Any, *arguments: Any, **named: Any) -> Any:
+            found = allocate(request, *arguments, **named)
+            if found is not None:
+                self._kept = list(manager.get_blocks(request.request_id).get_block_ids()[0])
+            return found
+
+        manager.allocate_slots = note
+
+    def kept_kv(self, num_tokens: int) -> list[str]:
+        """A digest of the KV of these first tokens, by layer; blocks are rows of tokens (latent attention)."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        worker = get_kv_transfer_group()._worker
+        caches = [each.cache for each in worker._seat.manager._caches.all() if each.info.cache_id > 0]
+        size = self._scheduler.block_size
+        found = []
+        for cache in caches:
+            for tensor in range(cache.cache_desc.num_tensors):
+                rows = cache.numpy(tensor)
+                if rows.shape[0] < 2:  # the storage under all of them
+                    continue
+                of_token = rows.shape[1] // size
+                flat = rows[self._kept].reshape(-1)[: num_tokens * of_token]
+                found.append(hashlib.sha256(flat.tobytes()).hexdigest())
+        return found
 
     def connector(self) -> dict[str, Any]:
         """The counts of both sides of the connector."""

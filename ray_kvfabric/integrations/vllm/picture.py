@@ -1,92 +1,132 @@
-"""What a Timeline recorded of one transfer: how much of it had left before the prefill ended, and a picture."""
+"""A picture of one request's prefill: when each layer was computed, and when its KV left and landed.
+
+It is drawn from the lines that a producer's Timeline wrote. They say of a push which request it belongs to, of a
+computed layer they do not: where an engine computes several requests at once, the picture shows the steps of all.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ray_kvfabric.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
 
-_COMPUTED, _PUSHED, _END = "#8fb3d9", "#d1495b", "#444444"
+_COMPUTED, _PUSHED, _END, _BAR = "#4878a8", "#d1495b", "#555555", 0.62
+
+
+class Prefill(NamedTuple):
+    """`computed` and `pushed` are events, in the order in which they were written; neither is empty."""
+
+    computed: list[Event]
+    pushed: list[Event]
+
+    @property
+    def end_ns(self) -> int:
+        """When its last layer was computed."""
+        return max(int(each["at_ns"]) for each in self.computed)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names, in the order in which the engine computes them."""
+        return list(dict.fromkeys(each["layer"] for each in self.computed))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(each["nbytes"]) for each in self.pushed)
+
+    @property
+    def hidden_share(self) -> float:
+        hidden = sum(int(each["nbytes"]) for each in self.pushed if each["landed_ns"] <= self.end_ns)
+        return hidden / self.nbytes
+
+
+def prefill_of(events: Iterable[Event], transfer_id: str) -> Prefill:
+    """One request's events: its pushes, and what was computed since the request before and until the last push began.
+
+    Raises LookupError where the timeline has none of it.
+    """
+    events = list(events)
+    pushes = [each for each in events if each["event"] == "pushed"]
+    own = [each for each in pushes if each["transfer_id"] == transfer_id]
+    if not own:
+        raise LookupError(f"the timeline has no push of transfer {transfer_id}")
+    first_ns, last_ns = min(each["started_ns"] for each in own), max(each["started_ns"] for each in own)
+    before_ns = max((each["landed_ns"] for each in pushes if each["landed_ns"] < first_ns), default=0)
+    computed = [each for each in events if each["event"] == "computed" and before_ns < each["at_ns"] <= last_ns]
+    if not computed:
+        raise LookupError(f"the timeline has no layer that was computed for transfer {transfer_id}")
+    return Prefill(computed, own)
+
+
+def hidden_share(events: Iterable[Event], transfer_id: str) -> float:
+    """The share of bytes that had landed before the prefill's last layer was computed. Raises LookupError."""
+    return prefill_of(events, transfer_id).hidden_share
 
 
 def read_events(path: Path) -> list[Event]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def of_transfer(events: Sequence[Event], transfer_id: str) -> tuple[list[Event], list[Event]]:
-    """The layers that were computed while it moved, and its pushes. Raises LookupError for an unknown transfer."""
-    pushes = [each for each in events if each["event"] == "pushed" and each["transfer_id"] == transfer_id]
-    if not pushes:
-        raise LookupError(f"the timeline has no push of transfer {transfer_id}")
-    last_ns = max(each["landed_ns"] for each in pushes)
-    computed = [each for each in events if each["event"] == "computed" and each["at_ns"] <= last_ns]
-    layers = len({each["layer"] for each in computed})
-    steps = {each["step"] for each in computed if each["at_ns"] >= _begin_ns(pushes, computed, layers)}
-    return [each for each in computed if each["step"] in steps], pushes
-
-
-def _begin_ns(pushes: Sequence[Event], computed: Sequence[Event], layers: int) -> int:
-    """When the first layer was computed of which something was pushed."""
-    first = min(int(each["started_ns"]) for each in pushes)
-    before = [int(each["at_ns"]) for each in computed if each["at_ns"] <= first]
-    return max(before) if before else first
-
-
-def ended_ns(computed: Sequence[Event]) -> int:
-    """When the KV of the last layer of the last chunk was in the cache."""
-    return max(int(each["at_ns"]) for each in computed)
-
-
-def hidden_share(events: Sequence[Event], transfer_id: str) -> float:
-    """Of all pushed bytes those that had landed before the last layer of the last chunk was computed."""
-    computed, pushes = of_transfer(events, transfer_id)
-    end = ended_ns(computed)
-    total = sum(int(each["nbytes"]) for each in pushes)
-    return sum(int(each["nbytes"]) for each in pushes if each["landed_ns"] <= end) / total
-
-
-def draw(events: Sequence[Event], transfer_id: str) -> Figure:
-    """A row a layer: when each chunk of it was computed, and its pushes. Needs matplotlib."""
+def draw_prefill(path: Path, transfer_id: str) -> Figure:
+    """The picture, from one timeline file. Raises ConfigError without matplotlib, LookupError without the transfer."""
+    if find_spec("matplotlib") is None:
+        raise ConfigError("a picture needs matplotlib: pip install 'ray-kvfabric[plot]'")
     from matplotlib.figure import Figure
 
-    computed, pushes = of_transfer(events, transfer_id)
-    layers = list(dict.fromkeys(each["layer"] for each in computed))
-    origin = min(each["at_ns"] for each in computed)
-    figure = Figure(figsize=(11, 1.6 + 0.55 * len(layers)), layout="constrained")
+    prefill = prefill_of(read_events(path), transfer_id)
+    figure = Figure(figsize=(10, 1.8 + 0.5 * len(prefill.layers)), layout="constrained")
     axes = figure.subplots()
-    for row, layer in enumerate(layers):
-        marks = [_ms(each["at_ns"], origin) for each in computed if each["layer"] == layer]
-        axes.plot(marks, [row] * len(marks), "|", color=_COMPUTED, markersize=22, markeredgewidth=2)
-    for each in pushes:
-        rows = range(each["first_layer"], each["stop_layer"])
-        width = max(_ms(each["landed_ns"], each["started_ns"]), 0.15)  # else it would not be seen
-        axes.barh(list(rows), [width] * len(rows), 0.42, _ms(each["started_ns"], origin), color=_PUSHED)
-    axes.axvline(_ms(ended_ns(computed), origin), color=_END, linewidth=1, linestyle="--")
-    _label(axes, layers, pushes, hidden_share(events, transfer_id))
+    _draw_pushes(axes, prefill)
+    _draw_computed(axes, prefill)
+    _label(axes, prefill)
     return figure
 
 
-def _label(axes: Any, layers: Sequence[str], pushes: Sequence[Event], share: float) -> None:
-    nbytes = sum(each["nbytes"] for each in pushes)
-    axes.set_yticks(range(len(layers)), [f"layer {index}" for index in range(len(layers))])
-    axes.invert_yaxis()
-    axes.set_xlabel("ms since the first layer of the first chunk was computed")
+def _draw_pushes(axes: Any, prefill: Prefill) -> None:
+    """A bar a push, over the layers that it brought; beside it, what it moved."""
+    for number, push in enumerate(prefill.pushed):
+        first, stop = push["first_layer"], push["stop_layer"]
+        begin, width = _ms(push["started_ns"], prefill), (push["landed_ns"] - push["started_ns"]) / 1e6
+        middle, height = (first + stop - 1) / 2, stop - first - 1 + _BAR
+        label = "pushed, until it had landed" if number == 0 else None
+        axes.barh(middle, width, height, begin, color=_PUSHED, edgecolor=_PUSHED, linewidth=1.5, label=label)
+        axes.annotate(
+            f"{push['nbytes'] / 2**10:,.0f} KiB",
+            (begin + width, middle), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )  # fmt: skip
+
+
+def _draw_computed(axes: Any, prefill: Prefill) -> None:
+    rows = [prefill.layers.index(each["layer"]) for each in prefill.computed]
+    times = [_ms(each["at_ns"], prefill) for each in prefill.computed]
+    axes.scatter(times, rows, marker="|", s=260, linewidths=2, color=_COMPUTED, label="KV of a chunk computed")
+    axes.axvline(_ms(prefill.end_ns, prefill), color=_END, linestyle="--", label="last layer computed")
+
+
+def _label(axes: Any, prefill: Prefill) -> None:
+    axes.set_yticks(range(len(prefill.layers)), prefill.layers)
+    axes.set_ylim(len(prefill.layers) - 0.4, -0.6)
+    axes.margins(x=0.07)
+    axes.set_xlabel("ms since the first layer was computed")
     axes.set_title(
-        f"{nbytes / 2**20:.2f} MiB in {len(pushes)} pushes: {share:.1%} had landed before the last layer was computed\n"
-        "blue: a layer of a chunk is computed; red: its push; dashed: the last layer of the last chunk",
-        loc="left",
-        fontsize=10,
-    )
+        f"{prefill.hidden_share:.1%} of {prefill.nbytes / 2**20:.2f} MiB in {len(prefill.pushed)} pushes had landed "
+        "before the last layer was computed",
+        loc="left", fontsize=11,
+    )  # fmt: skip
+    axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#e5e5e5")
     axes.set_axisbelow(True)
 
 
-def _ms(at_ns: int, origin: int) -> float:
-    return (at_ns - origin) / 1e6
+def _ms(at_ns: int, prefill: Prefill) -> float:
+    return (at_ns - int(prefill.computed[0]["at_ns"])) / 1e6
