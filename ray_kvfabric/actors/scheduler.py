@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import warnings
 from typing import Any
 
 import ray
@@ -61,7 +62,9 @@ class SchedulerActor:
     """`founder` is the mark of the process that asked for this scheduler; `introduce` shows it to others."""
 
     def __init__(self, settings: SchedulerSettings, lifetime: str, founder: str) -> None:
-        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        with warnings.catch_warnings():  # Ray's own use of what it deprecates, shown in every driver
+            warnings.simplefilter("ignore")
+            restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._loop = asyncio.get_event_loop()
         self._confirm_s = settings.confirm_s
         self._state = SchedulerState(settings, self._loop.time() + settings.rebuild_s if restarted else 0.0)

@@ -30,7 +30,12 @@ def address() -> Iterator[str]:
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     os.environ.setdefault("VLLM_CACHE_ROOT", str(Path(sys.prefix) / "cache"))
     ray.init(
-        num_cpus=16, include_dashboard=False, object_store_memory=200 << 20, logging_level="ERROR", log_to_driver=False
+        "local",
+        num_cpus=16,
+        include_dashboard=False,
+        object_store_memory=200 << 20,
+        logging_level="ERROR",
+        log_to_driver=False,
     )
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

@@ -32,7 +32,8 @@ def arguments(
     """The YAML's, with a fabric, modules and numbers of replicas of the test's own."""
     args: dict[str, Any] = copy.deepcopy(yaml.safe_load(CONFIG.read_text())["applications"][0]["args"])
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
-    for side, count, module in zip(args, replicas, (prefill_module, "tests.serve.probe"), strict=True):
+    sides = ("prefill_config", "decode_config")
+    for side, count, module in zip(sides, replicas, (prefill_module, "tests.serve.probe"), strict=True):
         config = args[side] = copy.deepcopy(args[side])
         config["deployment_config"]["num_replicas"] = count
         config["runtime_env"]["env_vars"].update({"PYTHONPATH": path, FOLDER: str(probes)})

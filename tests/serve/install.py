@@ -19,7 +19,7 @@ from zipfile import ZipFile
 NEW, OLD = "0.32.0", "0.29.0"  # the newest, and what ray[llm] 2.60 pins
 RAY = ("ray[serve]==2.60.0", "pyarrow>=17", "jsonref>=1.1", "pandas>=2.2.3")
 TESTS = ("pytest>=8.4", "pytest-timeout>=2.3", "hypothesis>=6.100", "psutil>=5.9")
-NOTEBOOKS = ("nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.8")
+NOTEBOOKS = ("nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8", "matplotlib>=3.8")
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -48,6 +48,16 @@ def main(folder: Path) -> None:
     pip("install", "--no-deps", str(new))
     with ZipFile(old) as archive:
         archive.extractall(folder / "vllm-0.29")
+    (site,) = folder.glob("lib/python*/site-packages")
+    name_vllm(site, NEW)
+    name_vllm(folder / "vllm-0.29", OLD)
+
+
+def name_vllm(site: Path, version: str) -> None:
+    """The command `vllm` looks for a distribution of that name; the one for CPU has another."""
+    metadata = site / f"vllm-{version}+cpu.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,12 @@ def main() -> None:
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     os.environ.setdefault("VLLM_CACHE_ROOT", str(Path(sys.prefix) / "cache"))
     ray.init(
-        num_cpus=4, include_dashboard=False, object_store_memory=100 << 20, logging_level="ERROR", log_to_driver=False
+        "local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        logging_level="ERROR",
+        log_to_driver=False,
     )
     trio = Trio(Setting(prefix_caching=False), ray.get_runtime_context().gcs_address, "measure")
     found = first_tokens(trio)
