@@ -1,0 +1,239 @@
+"""Producer and consumer over real caches and grants in one process, without an engine: numpy arrays are the layers.
+
+The shapes are vLLM's (one tensor a layer) and Ascend's (K and V apart, parts of unequal sizes, layers without a name).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_kvfabric.cache.types import CacheDesc, DataType, Placement
+from ray_kvfabric.cache_manager import CacheManager
+from ray_kvfabric.config import EndpointSettings
+from ray_kvfabric.errors import ConfigError
+from ray_kvfabric.integrations.vllm.consumer import Consumer
+from ray_kvfabric.integrations.vllm.layout import KVLayout, LayoutMismatch, TensorForm, Terms, describe_lanes, lay_out
+from ray_kvfabric.integrations.vllm.orders import Begin, Decline, Expect, Finish, Orders, Part, Receive, Span
+from ray_kvfabric.integrations.vllm.producer import Producer
+from ray_kvfabric.integrations.vllm.seat import cluster_id_of
+from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
+from ray_kvfabric.integrations.vllm.tally import Tally, merged, readable
+from ray_kvfabric.testing.dict_peers import DictPeers
+from ray_kvfabric.testing.directory import DictDirectory
+
+BLOCKS = 16
+LAYERS = ("a", "b", "c")
+SHAPES = {
+    "one tensor a layer": [[256]],
+    "K and V apart": [[128, 128]],
+    "parts of unequal sizes": [[512, 64]],
+    "groups of different shapes": [[256], [64, 64]],
+}
+
+
+@dataclass
+class Side:
+    manager: CacheManager
+    arrays: dict[str, list[np.ndarray]]
+    caches: list[Any]
+
+
+class Pair:
+    def __init__(self, shapes: list[list[int]], settings: ConnectorSettings | None = None) -> None:
+        settings = settings or ConnectorSettings(transfer_timeout_s=5, push_timeout_s=2, ask_timeout_s=2)
+        self.groups = [[f"{layer}{group}" for layer in LAYERS] for group in range(len(shapes))]
+        forms = {
+            name: [TensorForm(BLOCKS, nbytes) for nbytes in shapes[group]]
+            for group, names in enumerate(self.groups)
+            for name in names
+        }
+        self.layout = lay_out(self.groups, forms)
+        self.directory, self.peers = DictDirectory(), DictPeers()
+        self.sides = [self._side("P", forms, 1), self._side("D", forms, 0)]
+        self.tally = Tally()
+        terms = [Terms(name, (("kv_cache", describe_lanes(self.layout.lanes)),)) for name in ("P", "D")]
+        source, target = self.sides
+        self.producer = Producer(source.manager, self.layout, source.caches, terms[0], 0, settings, self.tally)
+        self.consumer = Consumer(target.manager, self.layout, target.caches, terms[1], 0, settings, Tally())
+
+    def _side(self, name: str, forms: dict[str, list[TensorForm]], seed: int) -> Side:
+        manager = CacheManager(
+            cluster_id_of(name, 0), directory=self.directory, peers=self.peers, settings=EndpointSettings(mem_pool=None)
+        )
+        self.peers.register(manager)
+        random = np.random.default_rng(seed)
+        arrays = {
+            layer: [
+                random.integers(0, 255, (form.num_blocks, form.block_nbytes), np.uint8) if seed
+                else np.zeros((form.num_blocks, form.block_nbytes), np.uint8)
+                for form in mine
+            ]
+            for layer, mine in forms.items()
+        }  # fmt: skip
+        return Side(manager, arrays, list(register(manager, self.layout, arrays)))
+
+    def receive(self, req_id: str, transfer_id: str, first: int = 0, source: str = "P") -> None:
+        spans = tuple(Span(group, first, tuple(range(8 + first, 12))) for group in range(len(self.groups)))
+        self.consumer.follow(Orders(receive=[Receive(req_id, transfer_id, source, 16, spans)]))
+
+    def compute(self, req_id: str, blocks: range, *, is_last: bool, name_layers: bool = True) -> None:
+        spans = tuple(Span(group, blocks.start, tuple(blocks)) for group in range(len(self.groups)))
+        self.producer.follow(Orders(parts=[Part(req_id, spans, is_last)]))
+        for index in range(len(LAYERS)):
+            for names in self.groups:
+                self.producer.save(names[index] if name_layers else "")
+        self.producer.end_step()
+
+    def equal(self, first: int = 0) -> bool:
+        source, target = self.sides
+        return all(
+            np.array_equal(mine[first:4], theirs[8 + first : 12])
+            for layer in source.arrays
+            for mine, theirs in zip(source.arrays[layer], target.arrays[layer], strict=True)
+        )
+
+    def close(self) -> None:
+        self.producer.close()
+        self.consumer.close()
+        for side in self.sides:
+            side.manager.close()
+
+
+def register(manager: CacheManager, layout: KVLayout, arrays: dict[str, list[np.ndarray]]) -> Iterator[Any]:
+    for lane, members in zip(layout.lanes, layout.tensors, strict=True):
+        desc = CacheDesc(len(members), list(lane.form), DataType.DT_INT8, Placement.HOST)
+        yield manager.register_blocks_cache(desc, [arrays[layer][index] for layer, index in members], grants_only=True)
+
+
+def eventually(condition: Callable[[], Any], within_s: float = 5.0) -> Any:
+    end = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return found
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair(SHAPES["one tensor a layer"])
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("comes_first", ["grant", "layers"])
+@pytest.mark.parametrize("name_layers", [True, False], ids=["named", "nameless"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_every_tensor_of_every_layer_lands(shapes: list[list[int]], name_layers: bool, comes_first: str) -> None:
+    pair = Pair(shapes)
+    try:
+        pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+        if comes_first == "grant":
+            pair.receive("d", "t")
+            eventually(lambda: pair.producer._book._sending["p"].grants)
+        pair.compute("p", range(2), is_last=False, name_layers=name_layers)
+        if comes_first == "layers":
+            pair.receive("d", "t")
+        pair.compute("p", range(2, 4), is_last=True, name_layers=name_layers)
+        (ended,) = eventually(pair.consumer.take_ended)
+        assert (ended.req_id, ended.has_failed, ended.blocks) == ("d", False, ())
+        assert pair.equal()
+        pair.producer.follow(Orders(finish=[Finish("p", None)]))
+        assert eventually(pair.producer.take_sent) == ["p"]
+        assert pair.consumer.num_open == pair.producer.num_open == 0
+    finally:
+        pair.close()
+
+
+def test_a_suffix_is_paired_with_what_it_is_the_suffix_of(pair: Pair) -> None:
+    pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    pair.receive("d", "t", first=2)
+    pair.compute("p", range(4), is_last=True)
+    eventually(pair.consumer.take_ended)
+    assert pair.equal(first=2)
+    assert not pair.sides[1].arrays["a0"][0][:10].any(), "what the consumer had is not written"
+
+
+def test_an_aborted_request_is_reported_once_and_its_blocks_are_never_written_again(pair: Pair) -> None:
+    pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    pair.receive("d", "t")
+    pair.compute("p", range(2), is_last=False)
+    eventually(lambda: pair.sides[1].arrays["c0"][0][9].any())
+    pair.consumer.follow(Orders(revoke=["d"]))
+    (ended,) = eventually(pair.consumer.take_ended)
+    assert (ended.req_id, ended.has_failed) == ("d", False), "nobody wants a second try"
+    pair.sides[1].arrays["a0"][0][:] = 0
+    pair.compute("p", range(2, 4), is_last=True)
+    pair.producer.follow(Orders(finish=[Finish("p", None)]))
+    assert eventually(pair.producer.take_sent) == ["p"]
+    assert not pair.sides[1].arrays["a0"][0].any()
+    assert not pair.consumer.take_ended()
+
+
+def test_a_prefill_that_ends_early_fails_its_consumer_at_once_and_names_the_blocks(pair: Pair) -> None:
+    pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    pair.receive("d", "t")
+    pair.compute("p", range(2), is_last=False)
+    pair.producer.follow(Orders(finish=[Finish("p", "aborted")]))
+    (ended,) = eventually(pair.consumer.take_ended, within_s=2.0)
+    assert ended.has_failed
+    assert ended.blocks == (8, 9, 10, 11)
+    assert eventually(pair.producer.take_sent) == ["p"]
+
+
+def test_a_consumer_whose_producer_is_not_there_fails_at_once(pair: Pair) -> None:
+    pair.receive("d", "t", source="nobody")
+    (ended,) = eventually(pair.consumer.take_ended, within_s=2.0)
+    assert ended.has_failed
+
+
+def test_a_consumer_that_declines_frees_the_producers_blocks(pair: Pair) -> None:
+    pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    pair.consumer.follow(Orders(expect=[Expect("t")]))
+    pair.compute("p", range(4), is_last=True)
+    pair.producer.follow(Orders(finish=[Finish("p", None)]))
+    assert not pair.producer.take_sent()
+    pair.consumer.follow(Orders(decline=[Decline("t", "P")]))
+    assert eventually(pair.producer.take_sent) == ["p"]
+
+
+def test_what_landed_early_counts_as_hidden(pair: Pair) -> None:
+    pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    pair.receive("d", "t")
+    eventually(lambda: pair.producer._book._sending["p"].grants)
+    pair.compute("p", range(4), is_last=True)
+    eventually(pair.consumer.take_ended)
+    counts = pair.tally.take()
+    assert counts is not None
+    assert counts["bytes_pushed"] == 3 * 4 * 256
+    assert counts["bytes_hidden"] == 2 * 4 * 256, "all but the last layer"
+    assert readable(counts)["hidden_share"] == 0.667
+    assert pair.tally.take() is None
+
+
+def test_a_mismatch_names_the_field_and_both_sides() -> None:
+    here, there = (Terms(name, (("dtype", dtype), ("heads", "8"))) for name, dtype in (("P", "bf16"), ("D", "fp16")))
+    with pytest.raises(LayoutMismatch, match="engine P cannot share KV with D: dtype is bf16 here and fp16 there"):
+        here.check(there)
+    assert here.digest != there.digest
+
+
+def test_engines_with_other_numbers_of_blocks_fit() -> None:
+    few, many = (lay_out([["a"]], {"a": [TensorForm(blocks, 256)]}) for blocks in (8, 800))
+    assert describe_lanes(few.lanes) == describe_lanes(many.lanes)
+
+
+def test_a_layer_without_a_tensor_and_an_unknown_setting_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="layer 'b' of KV group 0 has no KV cache tensor"):
+        lay_out([["a", "b"]], {"a": [TensorForm(8, 256)], "b": []})
+    with pytest.raises(ConfigError, match="transfer_timeout"):
+        ConnectorSettings.of({"transfer_timeout": 3})
+
+
+def test_sums_of_two_workers_add_up() -> None:
+    assert merged({"pushes": 1}, {"pushes": 2, "failed_PeerLost": 1}) == {"pushes": 3, "failed_PeerLost": 1}
