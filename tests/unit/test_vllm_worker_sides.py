@@ -172,6 +172,7 @@ def test_an_aborted_request_is_reported_once_and_its_blocks_are_never_written_ag
     pair.producer.follow(Orders(finish=[Finish("p", None)]))
     assert eventually(pair.producer.take_sent) == ["p"]
     assert not pair.sides[1].arrays["a0"][0].any()
+    pair.consumer.close()  # its threads have ended
     assert not pair.consumer.take_ended()
 
 
