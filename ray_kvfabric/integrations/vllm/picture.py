@@ -113,7 +113,7 @@ def _draw_computed(axes: Any, prefill: Prefill) -> None:
 
 
 def _label(axes: Any, prefill: Prefill) -> None:
-    axes.set_yticks(range(len(prefill.layers)), prefill.layers)
+    axes.set_yticks(range(len(prefill.layers)), [f"layer {index}" for index in range(len(prefill.layers))])
     axes.set_ylim(len(prefill.layers) - 0.4, -0.6)
     axes.margins(x=0.07)
     axes.set_xlabel("ms since the first layer was computed")
