@@ -35,6 +35,7 @@ def test_a_model_with_two_kv_groups_gives_the_undivided_engines_tokens(address: 
         trio.settle()
 
 
+@pytest.mark.slow
 def test_latent_attention_arrives_byte_by_byte(address: str, tmp_path: Path) -> None:
     """Its CPU kernels give other tokens for another batch, so the KV itself is compared."""
     setting = Setting(model=str(latent_attention(tmp_path / "model")), block_size=16, budget=2560)
@@ -51,6 +52,7 @@ def test_latent_attention_arrives_byte_by_byte(address: str, tmp_path: Path) -> 
             assert sent == got, f"a prompt of {len(prompt)} tokens"
 
 
+@pytest.mark.slow
 def test_heads_on_two_workers_of_each_side_give_the_undivided_engines_tokens(address: str) -> None:
     setting = replace(Setting(budget=128), tensor_parallel=2)
     with running(setting, address, "parallel") as trio:
@@ -59,6 +61,7 @@ def test_heads_on_two_workers_of_each_side_give_the_undivided_engines_tokens(add
         trio.settle()
 
 
+@pytest.mark.slow
 def test_an_engine_may_be_both_sides_at_once(address: str) -> None:
     setting = Setting(roles=("kv_both", "kv_both"))
     with running(setting, address, "both") as trio:

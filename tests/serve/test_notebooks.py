@@ -136,6 +136,7 @@ def test_the_first_walk_and_a_restarted_kernel_that_finds_its_fabric(desk: Desk)
     assert list(desk.folder.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_real_model_split_in_two(desk: Desk) -> None:
     pytest.importorskip("vllm")

@@ -68,7 +68,7 @@ def test_the_picture_has_a_row_a_layer_and_a_bar_a_push(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(each) + "\n" for each in events))
     assert read_events(path) == events
     (axes,) = draw_prefill(path, "a").axes
-    assert [each.get_text() for each in axes.get_yticklabels()] == ["layers.0", "layers.1"]
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["layer 0", "layer 1"]
     assert len(axes.patches) == 3
     assert "2 KiB" in [each.get_text() for each in axes.texts]
     assert axes.get_title(loc="left").startswith("99.5% of 0.00 MiB in 3 pushes had landed")
