@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_kvfabric.actors.clients import SchedulerClient
 from ray_kvfabric.actors.edge import peer_errors, repeated, require_ray
@@ -28,7 +31,8 @@ from ray_kvfabric.actors.launch import (
     start_scheduler,
     start_workers,
 )
-from ray_kvfabric.actors.names import checked
+from ray_kvfabric.actors.names import checked, placement_name
+from ray_kvfabric.actors.placement import reserve_places
 from ray_kvfabric.actors.shown import EndpointView, members_table
 from ray_kvfabric.actors.transfer import FabricTransfer, PushOrder
 from ray_kvfabric.actors.worker import CacheWorker
@@ -59,6 +63,7 @@ class Fabric(Granting):
         self._client = SchedulerClient(self.name)
         self._started: list[Started] = []
         self._joined: list[CacheManager] = []
+        self._reserved: list[PlacementGroup] = []
 
     @classmethod
     def connect(
@@ -133,6 +138,20 @@ class Fabric(Granting):
         )
         self._started.append(started)
         return list(started.workers.values())
+
+    def reserve(
+        self, *bundles: Mapping[str, float], placement: str = "pack", timeout_s: float = START_S
+    ) -> list[PlacementGroupSchedulingStrategy]:
+        """Room for actors of any class, an engine's for instance: `{"NPU": 1}` each, on one node or `spread`.
+
+        The i-th is the `scheduling_strategy` of the i-th actor, which must ask for no more than its bundle. The room is
+        given back, and its actors end, with this object and with its process. Raises ConfigError, and LLMException
+        (LLM_TIMEOUT) where the cluster has no room.
+        """
+        name = placement_name(self.name, uuid.uuid4().hex)
+        reserved, places = reserve_places(name, bundles, placement, Deadline.after(timeout_s))
+        self._reserved.append(reserved)
+        return places
 
     @property
     def workers(self) -> dict[int, ActorHandle[Any]]:
@@ -312,6 +331,8 @@ class Fabric(Granting):
         for manager in self._joined:
             manager.close()
         self._joined.clear()
+        while self._reserved and ray.is_initialized():
+            remove_placement_group(self._reserved.pop())
         if self.lifetime != "detached":
             self._end_started()
 

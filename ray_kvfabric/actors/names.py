@@ -19,8 +19,9 @@ def worker_name(fabric: str, cluster_id: int) -> str:
     return f"kvfabric:{fabric}:worker:{cluster_id}"
 
 
-def placement_name(fabric: str, first_cluster_id: int) -> str:
-    return f"kvfabric:{fabric}:placement:{first_cluster_id}"
+def placement_name(fabric: str, of: int | str) -> str:
+    """`of`: the first cluster_id, or a name of its own."""
+    return f"kvfabric:{fabric}:placement:{of}"
 
 
 def belongs(name: str, fabric: str) -> bool:

@@ -15,7 +15,7 @@ from ray.util import list_named_actors, placement_group_table
 
 from ray_kvfabric.actors.names import belongs
 from ray_kvfabric.config import FabricConfig
-from ray_kvfabric.errors import LLMException, NotLinked
+from ray_kvfabric.errors import ConfigError, LLMException, NotLinked
 from ray_kvfabric.fabric import Fabric, down
 from tests.integration.conftest import config, eventually
 from tests.shipped_configs import CONFIGS, comes_up_pushes_and_goes_down
@@ -113,3 +113,27 @@ def test_workers_that_find_no_room_say_what_they_wanted_and_leave_nothing(fabric
     assert fabric.members() == []
     assert actors_of(fabric.name) == [f"kvfabric:{fabric.name}:scheduler"]
     eventually(lambda: not placements_of(fabric.name), 5, "the placement is free")
+
+
+@ray.remote(num_cpus=1)
+class Engine:
+    def node(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+
+def test_room_for_actors_of_any_class_is_given_back_with_the_fabric_that_reserved_it(ray_cluster) -> None:
+    free = ray.available_resources()["CPU"]
+    with Fabric.connect("with-room") as fabric:
+        with pytest.raises(ConfigError, match="placement must be one of pack, spread, got 'anywhere'"):
+            fabric.reserve({"CPU": 1}, placement="anywhere")
+        with pytest.raises(LLMException, match=r"no room to pack .*'CPU': 99"):
+            fabric.reserve({"CPU": 1}, {"CPU": 99}, timeout_s=1.0)
+        engines = [
+            Engine.options(scheduling_strategy=place).remote() for place in fabric.reserve({"CPU": 1}, {"CPU": 1})
+        ]
+        assert len({ray.get(each.node.remote()) for each in engines}) == 1
+        assert len(placements_of("with-room")) == 1
+    eventually(lambda: not placements_of("with-room"), 5, "the placement is free")
+    eventually(lambda: ray.available_resources()["CPU"] == free, 10, "its CPUs are free again")
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(engines[0].node.remote())
