@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -117,6 +118,10 @@ class EndpointCore(EndpointParts):
         """Lets whoever embeds this endpoint answer a question of its own. Answers must be idempotent."""
         self._answerers[question] = answerer
 
+    def shows(self, name: str, describe: Callable[[], object]) -> None:
+        """Lets whoever embeds this endpoint say something of its own in `status`, ready for JSON."""
+        self._shown[name] = describe
+
     def answer(self, question: str, arguments: dict[str, Any]) -> object:
         """What a peer's `PeerCalls.ask` comes to."""
         if question not in self._answerers:
@@ -153,9 +158,10 @@ class EndpointCore(EndpointParts):
     def status(self) -> dict[str, object]:
         """Endpoint, caches, links, transfers, grants, memory and counters, ready for JSON."""
         infos = [entry.info for entry in self._caches.all()]
-        return describe_endpoint(
+        described = describe_endpoint(
             self.endpoint, infos, self._links, self._transfers, self._pools, self._devices, self._grants, self._gate
         )
+        return {**described, "uses": {name: describe() for name, describe in self._shown.items()}}
 
     def close(self) -> None:
         """Leaves the fabric: transfers are stopped, links closed, caches fenced off and freed. Idempotent.
@@ -194,6 +200,7 @@ class EndpointCore(EndpointParts):
     def _cut_cycles(self) -> None:
         """What refers back to this object would keep its memory mapped until the garbage collector comes."""
         self._answerers.clear()
+        self._shown.clear()
         self._mover.note_pull = tell_nobody
         self._links.gate(as_named)
         self._links.on_link = nothing_to_do

@@ -74,6 +74,7 @@ class EndpointParts(ABC):
         self.counters = Counters()
         self._directory = directory
         self._peers = peers
+        self._shown: dict[str, Callable[[], object]] = {}  # what whoever embeds this endpoint has to say in its status
         self._answerers: dict[str, Answerer] = {ADMIT_WRITER: self._admit_writer, NOTE_PULL: self._note_pull_here}
         self._copier = load(self.settings.copy_kernel)
         if self.settings.copy_threads is not None:
