@@ -17,18 +17,19 @@ from hypothesis import strategies as st
 
 from ray_kvfabric.integrations.vllm.decode_book import DecodeBook
 from ray_kvfabric.integrations.vllm.layout import TensorForm, lay_out
-from ray_kvfabric.integrations.vllm.orders import Begin, Decline, Finish, Orders, Part, Receive, Span
+from ray_kvfabric.integrations.vllm.orders import Begin, Decline, Finish, Gone, Orders, Part, Receive, Span
 from ray_kvfabric.integrations.vllm.params import (
     BadParams,
     Remote,
-    answer_params,
     consumer_params,
+    key_of,
     producer_params,
     promised_to,
+    transfer_id_of,
     wanted_from,
 )
 from ray_kvfabric.integrations.vllm.prefill_book import PrefillBook
-from ray_kvfabric.integrations.vllm.send_book import DELIVERED, UNWANTED, LaneGrant, Offer, Push, SendBook
+from ray_kvfabric.integrations.vllm.send_book import DELIVERED, TAKEN, UNWANTED, LaneGrant, Offer, Push, SendBook
 
 LAYERS = ("a", "b", "c")
 FORM = TensorForm(64, 256)
@@ -60,7 +61,6 @@ def offer(transfer_id: str, num_tokens: int, firsts: list[int], size: int) -> Of
 def test_parameters_name_the_same_transfer_on_both_sides() -> None:
     assert wanted_from(consumer_params("t", "P")) == Remote("t", "P")
     assert promised_to(producer_params("t", "D")) == Remote("t", "D")
-    assert wanted_from(answer_params("t", "P")) == Remote("t", "P")
     assert wanted_from(None) is None
     assert wanted_from(producer_params("t", "D")) is None
     assert promised_to(consumer_params("t", "P")) is None
@@ -78,6 +78,20 @@ def test_a_producer_without_a_transfer_id_makes_one() -> None:
 def test_a_consumer_that_does_not_say_what_it_wants_is_told_the_field(field: str) -> None:
     with pytest.raises(BadParams, match=field):
         wanted_from({**consumer_params("t", "P"), field: None})
+
+
+def test_a_request_that_wants_to_be_both_sides_is_told_so() -> None:
+    both = {**consumer_params("t", "P"), "do_remote_decode": True}
+    for side in (wanted_from, promised_to):
+        with pytest.raises(BadParams, match="do_remote_prefill' and 'do_remote_decode"):
+            side(both)
+
+
+def test_each_prompt_of_a_transfer_has_a_key_of_its_own_and_both_sides_find_the_same() -> None:
+    keys = [key_of("t", tokens, adapter) for tokens in ([1, 2], [2, 1], [1, 2, 0]) for adapter in (None, "law")]
+    assert len(set(keys)) == len(keys)
+    assert key_of("a/b", [1, 2], None) == key_of("a/b", [1, 2], None)
+    assert transfer_id_of(key_of("a/b", [1, 2], None)) == "a/b"
 
 
 # ---- the decode side -------------------------------------------------------------------------------
@@ -134,6 +148,22 @@ def test_a_request_that_the_engine_computes_itself_is_declined() -> None:
     assert not orders.receive
 
 
+def test_a_twin_computes_its_own_kv_until_the_first_one_is_over() -> None:
+    """n > 1, or one prompt twice in a call: a grant names one request's blocks."""
+    book, orders = DecodeBook([4]), Orders()
+    for req_id in ("first", "twin"):
+        book.arrived(req_id, Remote("t", "P"), 10, orders)
+    assert [book.wanted_tokens(req_id, 0) for req_id in ("first", "twin")] == [10, 0]
+    assert len(orders.expect) == 1
+    book.allocated("first", [[1, 2, 3]], 10, orders)
+    book.finished("twin", orders)
+    assert not orders.revoke
+    assert not orders.decline
+    book.received("first")
+    book.arrived("later", Remote("t", "P"), 10, orders)
+    assert book.wanted_tokens("later", 0) == 10
+
+
 # ---- the prefill side ------------------------------------------------------------------------------
 
 
@@ -176,7 +206,7 @@ def test_a_prefill_that_ends_after_its_preemption_is_not_whole() -> None:
     book.arrived("r", Remote("t", None), 10, orders)
     book.scheduled("r", [[5, 6, 7]], 0, 10, orders)
     book.preempted("r", orders)
-    book.finished("r", orders)
+    book.finished("r", [[]], orders)
     assert orders.finish[0].reason is not None
 
 
@@ -184,11 +214,35 @@ def test_a_prefill_that_ends_early_says_so_and_keeps_its_blocks_until_they_were_
     book, orders = PrefillBook([4]), Orders()
     book.arrived("r", Remote("t", None), 10, orders)
     book.scheduled("r", [[5, 6]], 0, 6, orders)
-    assert book.finished("r", orders) == "t"
+    assert book.finished("r", [[5, 6]], orders) == "t"
     (finish,) = orders.finish
     assert finish.reason is not None
-    assert book.finished("r", orders) is None
-    assert book.finished("other", orders) is None
+    assert book.finished("r", [[5, 6]], orders) is None
+    assert book.finished("other", [[]], orders) is None
+
+
+def test_a_twin_of_an_open_prefill_promises_nothing() -> None:
+    book, orders = PrefillBook([4]), Orders()
+    for req_id in ("first", "twin"):
+        book.arrived(req_id, Remote("t", None), 10, orders)
+    assert [begin.req_id for begin in orders.begin] == ["first"]
+    assert not book.has("twin")
+    assert book.finished("twin", [[]], orders) is None
+    assert book.finished("first", [[]], orders) == "t"
+    book.arrived("later", Remote("t", None), 10, orders)
+    assert book.has("later")
+
+
+def test_blocks_that_left_the_window_at_the_end_or_later_are_said_to_be_gone() -> None:
+    book, orders = PrefillBook([4, 4], windowed=[1]), Orders()
+    book.arrived("r", Remote("t", None), 10, orders)
+    book.scheduled("r", [[5, 6, 7], [8, 9, 10]], 0, 10, orders)
+    book.finished("r", [[0, 6, 7], [0, 9, 10]], orders)
+    assert orders.gone == [Gone("r", 1, 1)], "group 0 attends to everything: nothing of it is taken back"
+    book.arrived("s", Remote("u", None), 10, orders)
+    book.scheduled("s", [[5, 6, 7], [8, 9, 10]], 0, 10, orders)
+    book.continued("s", None, 10, 1, orders)
+    assert orders.gone[1:] == [Gone("s", 1, 3)], "what it generates moves the window on"
 
 
 # ---- pushes ----------------------------------------------------------------------------------------
@@ -323,6 +377,89 @@ def test_after_a_preemption_only_the_groups_that_had_not_sealed_are_pushed_again
     assert [push.piece.lane for push in run_all(book)] == [1]
     book.finish(Finish("r", None), 0)
     assert book.take_sent() == ["r"]
+
+
+def windowed(firsts: list[int]) -> SendBook:
+    """A request of two blocks and two groups, computed; the second group's grants begin at position `firsts[1]`."""
+    book = SendBook(layout(groups=2))
+    book.begin(Begin("r", "t", None, 8))
+    if firsts:
+        book.offered(offer("t", 8, firsts, 4), 0)
+    book.start_step([Part("r", (Span(0, 0, (5, 6)), Span(1, 0, (7, 8))), True)])
+    book.end_step(None, 0)
+    return book
+
+
+def test_blocks_that_are_gone_are_not_pushed_and_the_other_side_is_told() -> None:
+    queued = windowed([0, 0])
+    assert not queued.lose(Gone("r", 1, 1)), "nothing reads them"
+    assert queued.next_push() is None
+    assert len(queued.take_failures()) == 2
+    parked = windowed([])
+    parked.lose(Gone("r", 1, 1))
+    refusal = parked.offered(offer("t", 8, [0, 0], 4), 0)
+    assert refusal is not None
+    assert "window" in refusal
+
+
+def test_blocks_that_are_gone_and_that_nobody_wants_keep_no_other_from_leaving() -> None:
+    for firsts in ([0, 1], []):
+        book = windowed(firsts)
+        assert not book.lose(Gone("r", 1, 1))
+        assert book.offered(offer("t", 8, [0, 1], 4), 0) is None
+        assert {push.piece.lane for push in run_all(book)} == {0, 1}
+
+
+def test_a_push_that_reads_blocks_that_go_is_waited_for_and_counts() -> None:
+    book = windowed([0, 0])
+    pushes = {}
+    while (push := book.next_push()) is not None:
+        pushes[push.piece.lane] = push
+        if push.piece.lane == 0:
+            book.ended(push, None)
+    assert book.lose(Gone("r", 1, 1))
+    assert book.is_reading("r")
+    book.ended(pushes[1], None)
+    assert not book.is_reading("r")
+    book.finish(Finish("r", None), 0)
+    assert book.take_sent() == ["r"]
+    assert not book.take_failures()
+
+
+def test_a_second_requests_grants_for_the_same_transfer_are_refused_early_and_late() -> None:
+    book = SendBook(layout())
+    mine, other = offer("t", 8, [0], 4), offer("t", 8, [1], 4)
+    for _ in ("early", "late"):
+        assert book.offered(mine, 0) is None
+        assert book.offered(mine, 0) is None, "a twin of the offer"
+        assert book.offered(other, 0) == TAKEN
+        if not book.num_open:
+            book.begin(Begin("r", "t", None, 8))
+
+
+def test_a_request_that_has_its_grants_is_not_given_up() -> None:
+    book = SendBook(layout())
+    book.begin(Begin("r", "t", "D", 8))
+    one_part(book, (5, 6))
+    book.finish(Finish("r", None), 0)
+    assert book.held()
+    book.offered(offer("t", 8, [0], 4), 0)
+    book.give_up("r", "the warden looked before they came")
+    assert run_all(book)
+
+
+def test_a_small_push_takes_no_more_layers_along_than_it_may() -> None:
+    book = SendBook(layout())
+    book.begin(Begin("r", "t", None, 8))
+    book.offered(offer("t", 8, [0], 4), 0)
+    one_part(book, (5, 6))
+    push = book.next_push(2 * 2 * 256)
+    assert push is not None
+    assert (push.piece.first_layer, push.piece.stop_layer) == (0, 2)
+    assert book.is_pushing
+    book.ended(push, None)
+    assert not book.is_pushing
+    assert book.next_push(2 * 256 - 1) is None
 
 
 def test_prompts_of_different_lengths_are_refused_and_say_so() -> None:
@@ -491,7 +628,7 @@ def test_whatever_happens_a_delivered_prompt_is_whole_and_its_blocks_are_given_b
             engine.preempt()
         engine.step()
         clock += 1
-    engine.prefill.finished("r", engine.orders)
+    engine.prefill.finished("r", [engine.table], engine.orders)
     engine.follow()
     if not is_offered and not is_declined:
         refusal = engine.send.offered(granted, 0)

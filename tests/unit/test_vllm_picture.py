@@ -13,14 +13,14 @@ from ray_kvfabric.integrations.vllm.picture import draw_prefill, hidden_share, p
 Event = dict[str, Any]
 
 
-def computed(layer: int, at_ns: int) -> Event:
-    return {"event": "computed", "layer": f"layers.{layer}", "step": 1, "at_ns": at_ns}
+def computed(layer: int, at_ns: int, *names: str) -> Event:
+    return {"event": "computed", "layer": f"layers.{layer}", "transfer_ids": list(names or "a"), "at_ns": at_ns}
 
 
 def pushed(first: int, started_ns: int, landed_ns: int, *, nbytes: int = 10, stop: int = 0, name: str = "a") -> Event:
-    layers = {"first_layer": first, "stop_layer": stop or first + 1}
+    layers = [f"layers.{layer}" for layer in range(first, stop or first + 1)]
     times = {"started_ns": started_ns, "landed_ns": landed_ns}
-    return {"event": "pushed", "transfer_id": name, "nbytes": nbytes, **layers, **times}
+    return {"event": "pushed", "transfer_id": name, "layers": layers, "nbytes": nbytes, **times}
 
 
 CHUNKS = [computed(0, 100), computed(1, 200), computed(0, 300), computed(1, 400)]
@@ -46,13 +46,18 @@ def test_what_was_parked_until_the_grant_came_is_the_requests_too() -> None:
     assert prefill.hidden_share == 0.75
 
 
-def test_another_request_of_the_same_file_has_its_own_share() -> None:
-    first = [*CHUNKS, pushed(0, 301, 310), LAST]
-    second = [computed(0, 500), pushed(0, 501, 510, name="b"), computed(1, 600), pushed(1, 601, 610, name="b")]
-    for name in ("a", "b"):
-        assert hidden_share([*first, *second], name) == 0.5
-    assert prefill_of([*first, *second], "a").computed == CHUNKS
-    assert [each["at_ns"] for each in prefill_of([*first, *second], "b").computed] == [500, 600]
+def test_requests_of_the_same_steps_have_each_their_own_share() -> None:
+    chunks = [computed(0, 100, "a", "b"), computed(1, 200, "a", "b"), computed(0, 300, "b"), computed(1, 400, "b")]
+    events = [
+        *chunks,
+        pushed(0, 101, 110),
+        pushed(1, 201, 210),
+        pushed(0, 101, 350, name="b"),
+        pushed(1, 401, 410, name="b"),
+    ]
+    assert hidden_share(events, "a") == hidden_share(events, "b") == 0.5
+    assert prefill_of(events, "a").computed == chunks[:2]
+    assert prefill_of(events, "b").computed == chunks
 
 
 def test_what_the_timeline_does_not_have_is_said() -> None:

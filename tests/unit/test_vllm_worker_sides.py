@@ -45,7 +45,10 @@ class Side:
 
 
 class Pair:
-    def __init__(self, shapes: list[list[int]], settings: ConnectorSettings | None = None) -> None:
+    def __init__(
+        self, shapes: list[list[int]], settings: ConnectorSettings | None = None, **differing: tuple[str, str]
+    ) -> None:
+        """`differing` are terms, each as the two sides have it."""
         settings = settings or ConnectorSettings(transfer_timeout_s=5, push_timeout_s=2, ask_timeout_s=2)
         self.groups = [[f"{layer}{group}" for layer in LAYERS] for group in range(len(shapes))]
         forms = {
@@ -57,7 +60,11 @@ class Pair:
         self.directory, self.peers = DictDirectory(), DictPeers()
         self.sides = [self._side("P", forms, 1), self._side("D", forms, 0)]
         self.tally = Tally()
-        terms = [Terms(name, (("kv_cache", describe_lanes(self.layout.lanes)),)) for name in ("P", "D")]
+        same = ("kv_cache", describe_lanes(self.layout.lanes))
+        terms = [
+            Terms(name, (same, *((field, values[side]) for field, values in differing.items())))
+            for side, name in enumerate(("P", "D"))
+        ]
         source, target = self.sides
         self.producer = Producer(source.manager, self.layout, source.caches, terms[0], 0, settings, self.tally)
         self.consumer = Consumer(target.manager, self.layout, target.caches, terms[1], 0, settings, Tally())
@@ -193,6 +200,38 @@ def test_a_consumer_whose_producer_is_not_there_fails_at_once(pair: Pair) -> Non
     assert ended.has_failed
 
 
+def test_a_request_to_an_engine_that_has_changed_since_the_start_is_refused_and_nothing_is_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pair = Pair(SHAPES["one tensor a layer"], dtype=("bf16", "fp16"))
+    try:
+        pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+        pair.receive("d", "t")
+        (ended,) = eventually(pair.consumer.take_ended, within_s=2.0)
+        assert ended.has_failed
+        assert "dtype is bf16 here and fp16 there" in caplog.text
+        pair.compute("p", range(4), is_last=True)
+        assert not pair.sides[1].arrays["a0"][0].any()
+    finally:
+        pair.close()
+
+
+def test_what_is_verified_lands_as_well() -> None:
+    pair = Pair(SHAPES["K and V apart"], ConnectorSettings(verify="crc32c", transfer_timeout_s=5))
+    try:
+        pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+        pair.receive("d", "t")
+        eventually(lambda: pair.producer._book._sending["p"].grants)
+        assert all(each.grant.verify for each in pair.producer._book._sending["p"].grants.values())
+        pair.compute("p", range(2), is_last=False)
+        pair.compute("p", range(2, 4), is_last=True)
+        (ended,) = eventually(pair.consumer.take_ended)
+        assert not ended.has_failed
+        assert pair.equal()
+    finally:
+        pair.close()
+
+
 def test_a_consumer_that_declines_frees_the_producers_blocks(pair: Pair) -> None:
     pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
     pair.consumer.follow(Orders(expect=[Expect("t")]))
@@ -201,6 +240,22 @@ def test_a_consumer_that_declines_frees_the_producers_blocks(pair: Pair) -> None
     assert not pair.producer.take_sent()
     pair.consumer.follow(Orders(decline=[Decline("t", "P")]))
     assert eventually(pair.producer.take_sent) == ["p"]
+
+
+def test_a_layer_that_is_said_twice_or_has_no_cache_is_pushed_once_or_not_at_all(pair: Pair) -> None:
+    """As vllm-ascend says it: before its attention and after it, and nameless for layers without a cache."""
+    pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    pair.receive("d", "t")
+    eventually(lambda: pair.producer._book._sending["p"].grants)
+    pair.producer.follow(Orders(parts=[Part("p", (Span(0, 0, tuple(range(4))),), True)]))
+    for layer in ("a0", "", "a0", "b0", "linear", "b0", "c0", "c0"):
+        pair.producer.save(layer)
+    pair.producer.end_step()
+    eventually(pair.consumer.take_ended)
+    assert pair.equal()
+    counts = pair.tally.take()
+    assert counts is not None
+    assert counts["bytes_pushed"] == 3 * 4 * 256
 
 
 def test_what_landed_early_counts_as_hidden(pair: Pair) -> None:

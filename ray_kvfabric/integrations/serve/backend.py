@@ -32,7 +32,7 @@ class KVFabricConnectorBackend(BaseConnectorBackend):  # type: ignore[misc]
         config[ENGINE_ID] = f"{config.get(ENGINE_ID) or config['kv_role']}-{uuid.uuid4().hex[:12]}"
         if config["kv_connector"] == CONNECTOR:
             config.setdefault("kv_connector_module_path", MODULE)
-        extra = config.setdefault("kv_connector_extra_config", {})
+        extra = config["kv_connector_extra_config"] = config.get("kv_connector_extra_config") or {}
         extra.setdefault("address", ray.get_runtime_context().gcs_address)
         extra.setdefault("group", self.llm_config.model_id)
         ConnectorSettings.of(extra)
@@ -63,6 +63,9 @@ class KVFabricConnectorBackend(BaseConnectorBackend):  # type: ignore[misc]
         prefill = request.model_copy(deep=True)
         prefill.kv_transfer_params = producer_params(transfer_id, self.engine_id)
         clamp_request_to_single_token(prefill)
+        prefill.n = 1  # all answers to a prompt begin with the same KV
+        if getattr(prefill, "min_tokens", 0):
+            prefill.min_tokens = 0
         return prefill
 
     def prepare_decode_request(self, *, request: Any, peer: dict[str, Any] | None, prefill_response: Any) -> Any:

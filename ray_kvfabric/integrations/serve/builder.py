@@ -78,7 +78,7 @@ def _with_connector(config: Any, side: str, role: str) -> LLMConfig:
     if isinstance(config, str):
         config = LLMConfig.from_file(config)
     config = config.model_copy(deep=True) if isinstance(config, LLMConfig) else LLMConfig(**_with_model(config))
-    given = config.engine_kwargs.setdefault("kv_transfer_config", {})
+    given = config.engine_kwargs["kv_transfer_config"] = config.engine_kwargs.get("kv_transfer_config") or {}
     for name, value in (
         ("kv_connector", CONNECTOR),
         ("kv_connector_module_path", MODULE),

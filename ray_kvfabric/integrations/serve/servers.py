@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.llm._internal.serve.serving_patterns.prefill_decode.pd_server import (
     DPPDDecodeServer,
     DPPDPrefillServer,
     PDDecodeServer,
     PDPrefillServer,
 )
+from ray.serve.exceptions import ReplicaUnavailableError
+from vllm.v1.engine.exceptions import EngineDeadError
 
+from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import FabricError
 from ray_kvfabric.fabric import Fabric
 from ray_kvfabric.integrations.vllm.seat import cluster_id_of
@@ -24,31 +28,41 @@ from ray_kvfabric.integrations.vllm.seat import cluster_id_of
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
+LOOK_S = 0.1
 
 
 class _Drains:
-    """Before Serve ends the engine of a replica, whose requests have ended by then, its endpoints are drained."""
+    """Before Serve ends the engine of a replica, whose requests have ended by then, its endpoints are drained: what it
+    has promised is granted and sent, and what was granted to it has landed.
+    """
 
     async def __del__(self) -> None:
-        backend = getattr(getattr(self, "_llm_config", None), "kv_connector_backend", None)
-        if backend is not None:
-            await asyncio.get_running_loop().run_in_executor(None, _drain, backend)
-        await super().__del__()  # type: ignore[misc]
+        try:
+            backend = getattr(getattr(self, "_llm_config", None), "kv_connector_backend", None)
+            if backend is not None:
+                await _drain(backend)
+        finally:
+            await super().__del__()  # type: ignore[misc]
 
 
-def _drain(backend: Any) -> None:
+async def _drain(backend: Any) -> None:
     kwargs = backend.llm_config.engine_kwargs
     ranks = kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
-    with Fabric.connect(backend.settings.fabric) as fabric:
-        for rank in range(ranks):
-            _drain_worker(fabric, backend.engine_id, rank)
-
-
-def _drain_worker(fabric: Fabric, engine_id: str, rank: int) -> None:
     try:
-        fabric.drain(cluster_id_of(engine_id, rank), DRAIN_S)
+        with Fabric.connect(backend.settings.fabric) as fabric:
+            workers = [cluster_id_of(backend.engine_id, rank) for rank in range(ranks)]
+            drains = [asyncio.to_thread(_drain_worker, fabric, worker) for worker in workers]
+            await asyncio.gather(*drains)
     except FabricError as error:
-        logger.warning("worker %d of engine %s was not drained: %s", rank, engine_id, error)
+        logger.warning("engine %s was not drained: %s", backend.engine_id, error)
+
+
+def _drain_worker(fabric: Fabric, worker: int) -> None:
+    """A consumer could not find an endpoint that drains already, so what is promised comes first."""
+    deadline = Deadline.after(DRAIN_S)
+    while any(fabric.look(worker).status["uses"]["vllm"].values()) and not deadline.passed:
+        time.sleep(LOOK_S)
+    fabric.drain(worker, DRAIN_S)
 
 
 class _Forgives:
@@ -71,8 +85,12 @@ async def _without_losses(prefill_response: Any) -> AsyncGenerator[Any, None]:
     try:
         async for chunk in prefill_response:
             yield chunk
-    except RayError as error:
+    except (RayActorError, ReplicaUnavailableError) as error:
         logger.warning("a prefill replica was lost: %s", error)
+    except RayTaskError as error:
+        if not isinstance(error.cause, EngineDeadError):
+            raise
+        logger.warning("a prefill engine was lost: %s", error)
 
 
 class KVFabricPrefillServer(_Drains, PDPrefillServer):  # type: ignore[misc]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
@@ -17,17 +18,25 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import base
 from ray_kvfabric.errors import ConfigError
 from ray_kvfabric.integrations.vllm.decode_book import DecodeBook
 from ray_kvfabric.integrations.vllm.orders import Orders
-from ray_kvfabric.integrations.vllm.params import BadParams, answer_params, promised_to, wanted_from
+from ray_kvfabric.integrations.vllm.params import (
+    BadParams,
+    consumer_params,
+    key_of,
+    promised_to,
+    transfer_id_of,
+    wanted_from,
+)
 from ray_kvfabric.integrations.vllm.prefill_book import PrefillBook
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.stats import KVFabricPromMetrics, KVFabricStats
-from ray_kvfabric.integrations.vllm.storage import kv_nbytes
-from ray_kvfabric.integrations.vllm.terms import backend_terms, is_attention, terms_of
+from ray_kvfabric.integrations.vllm.storage import allow_matrix_tiles, kv_nbytes
+from ray_kvfabric.integrations.vllm.terms import backend_terms, is_attention, keeps_all, refusal_of, terms_of
 from ray_kvfabric.integrations.vllm.worker import WorkerSide
 
 logger = logging.getLogger(__name__)
 
 Results: Any = getattr(base, "KVConnectorTransferResults", None)  # vLLM 0.30
+HAS_LAYOUTS = find_spec("vllm.v1.kv_cache_layout") is not None  # vLLM 0.29
 HAS_ALLOCATOR = hasattr(base.KVConnectorBase_V1, "get_mem_pool_context")  # vLLM 0.30
 
 
@@ -51,20 +60,24 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
         self._is_producer: bool = transfer.is_kv_producer
         self._is_consumer: bool = transfer.is_kv_consumer
         groups = kv_cache_config.kv_cache_groups
-        self._groups = list(kv_cache_config.transfer_group_ids)
-        self._check(groups)
+        self._groups = list(getattr(kv_cache_config, "transfer_group_ids", range(len(groups))))  # vLLM 0.29
+        self._check(vllm_config, groups)
         self._worker: WorkerSide | None = None
         if role is base.KVConnectorRole.WORKER:
             self._worker = self._take_seat(vllm_config, kv_cache_config, settings)
             if not HAS_ALLOCATOR:
                 self._worker.begin_allocation()
         sizes = [groups[index].kv_cache_spec.block_size for index in self._groups]
+        windowed = [at for at, index in enumerate(self._groups) if not keeps_all(groups[index].kv_cache_spec)]
         self._decode = DecodeBook(sizes)
-        self._prefill = PrefillBook(sizes)
+        self._prefill = PrefillBook(sizes, windowed)
         self._orders = Orders()
         self._invalid_blocks: set[int] = set()
 
-    def _check(self, groups: Any) -> None:
+    def _check(self, vllm_config: Any, groups: Any) -> None:
+        refusal = refusal_of(vllm_config.parallel_config)
+        if refusal is not None:
+            raise ConfigError(refusal)
         for index in self._groups:
             if not is_attention(groups[index].kv_cache_spec):
                 raise ConfigError(
@@ -81,6 +94,8 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
         parallel = vllm_config.parallel_config
         names = [list(kv_cache_config.kv_cache_groups[index].layer_names) for index in self._groups]
         on_host = vllm_config.device_config.device_type == "cpu"
+        if on_host:
+            allow_matrix_tiles()
         nbytes = kv_nbytes([tensor.size for tensor in kv_cache_config.kv_cache_tensors]) if on_host else 0
         return WorkerSide(
             settings,
@@ -102,10 +117,16 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
         except BadParams as error:
             logger.warning("request %s computes its own KV: %s", request.request_id, error)
             return
-        if wanted is not None:
-            self._decode.arrived(request.request_id, wanted, request.num_prompt_tokens, self._orders)
-        if promised is not None:
-            self._prefill.arrived(request.request_id, promised, request.num_prompt_tokens, self._orders)
+        remote, num_tokens = (
+            wanted or promised,
+            request.num_prompt_tokens - 1,
+        )  # the decode engine computes the last one
+        if remote is None or num_tokens < 1:
+            return
+        adapter = request.lora_request.lora_name if getattr(request, "lora_request", None) else None
+        remote = remote._replace(transfer_id=key_of(remote.transfer_id, request.prompt_token_ids, adapter))
+        book = self._prefill if wanted is None else self._decode
+        book.arrived(request.request_id, remote, num_tokens, self._orders)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         wanted = self._decode.wanted_tokens(request.request_id, num_computed_tokens)
@@ -156,10 +177,10 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._decode.finished(request.request_id, self._orders)
-        transfer_id = self._prefill.finished(request.request_id, self._orders)
-        if transfer_id is None:
+        key = self._prefill.finished(request.request_id, self._transferred(block_ids), self._orders)
+        if key is None:
             return False, None
-        return True, answer_params(transfer_id, self._engine_id)
+        return True, consumer_params(transfer_id_of(key), self._engine_id)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))
@@ -193,12 +214,20 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
         """Nothing: peers write by themselves."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: a request runs once all of its KV has landed."""
+        """Nothing: a request runs once all of its KV has landed.
+
+        An earlier start is not safe in vLLM 0.29 to 0.32: as soon as a request runs, the engine shares its blocks with
+        others (prefix cache), and takes them away (abort, preemption) without asking.
+        """
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         producer = self._worker.producer if self._worker is not None else None
         if producer is not None and producer.has_step:
             producer.save(layer_name)
+
+    def on_kv_cache_written(self, layer_name: str = "") -> None:
+        """vllm-ascend's: earlier than `save_kv_layer`, which brings the layers that this does not name."""
+        self.save_kv_layer(layer_name, None, None)
 
     def wait_for_save(self) -> None:
         producer = self._worker.producer if self._worker is not None else None
@@ -215,7 +244,7 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
 
     def _take_ends(self) -> tuple[set[str] | None, set[str] | None, set[str]]:
         if self._worker is None or not self._worker.has_ends:
-            return None, None, _NOBODY
+            return None, None, set()
         sent, ended = self._worker.ends()
         if Results is None:
             self._invalid_blocks.update(block for each in ended for block in each.blocks)
@@ -237,8 +266,8 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
-        """Blocks of one layer one behind the other."""
-        return None if vllm_config.model_config.use_mla else "LBHNC"
+        """Blocks of one layer one behind the other. The vLLM that vllm-ascend builds on (0.27) has no such names."""
+        return "LBHNC" if HAS_LAYOUTS and not vllm_config.model_config.use_mla else None
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
@@ -254,6 +283,3 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
         cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: dict[int, list[object]]
     ) -> KVFabricPromMetrics:
         return KVFabricPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-
-
-_NOBODY: set[str] = set()

@@ -77,7 +77,8 @@ class Consumer:
         self._expected: set[str] = set()  # transfer_ids
         self._ended: deque[Ended] = deque()
         self._threads = ThreadPoolExecutor(MAX_OPEN, thread_name_prefix="kvfabric-consumer")
-        manager.answers(EXPECTS, lambda arguments: arguments["transfer_id"] in self._expected)
+        self._is_closing = False
+        manager.answers(EXPECTS, lambda arguments: self._expected.intersection(arguments["transfer_ids"]))
 
     # ---- the engine's thread -----------------------------------------------------------------------
 
@@ -131,8 +132,9 @@ class Consumer:
             logger.exception("request %s is not received", receiving.order.req_id)
             error = LLMException(f"{type(failure).__name__}: {failure}")
         if error is None:
-            seconds = (time.monotonic_ns() - begun_ns) / 1e9
-            self._tally.add(receives=1, bytes_received=nbytes, receive_seconds=seconds)
+            self._tally.add(bytes_received=nbytes)
+            if self._rank == 0:  # the engine adds its workers' counts up
+                self._tally.add(receives=1, receive_seconds=(time.monotonic_ns() - begun_ns) / 1e9)
         self._end(receiving, error)
 
     def _grant(self, receiving: _Receiving) -> None:
@@ -201,8 +203,11 @@ class Consumer:
             self._ended.append(Ended(order.req_id, has_failed, blocks))
 
     def _drain(self, grant: IssuedGrant) -> None:
-        """However long a writer that lives is stopped inside: until it has left its blocks are not the engine's."""
-        while not self._is_drained(grant):
+        """However long a writer that lives is stopped inside: until it has left its blocks are not the engine's.
+
+        An engine that ends uses none any more: then one try is made.
+        """
+        while not self._is_drained(grant) and not self._is_closing:
             pass
 
     def _is_drained(self, grant: IssuedGrant) -> bool:
@@ -219,7 +224,8 @@ class Consumer:
             self._ask(decline.source, DECLINE, {"transfer_ids": [decline.transfer_id]})
 
     def close(self) -> None:
-        """Revokes what is open and waits for it."""
+        """Revokes what is open and waits for it, at most DRAIN_S where a writer does not leave."""
+        self._is_closing = True
         for req_id in list(self._open):
             self._cancel(req_id)
         self._threads.shutdown(wait=True)

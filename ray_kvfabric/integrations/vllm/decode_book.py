@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ray_kvfabric.integrations.vllm.orders import Decline, Expect, Orders, Receive, Span
+from ray_kvfabric.integrations.vllm.orders import NULL_BLOCK, Decline, Expect, Orders, Receive, Span
 from ray_kvfabric.integrations.vllm.params import Remote
-
-NULL_BLOCK = 0  # stands in an engine's block table where a sliding window has passed
 
 
 class _Queued(NamedTuple):
@@ -28,11 +26,15 @@ class DecodeBook:
     def __init__(self, block_sizes: Sequence[int]) -> None:
         self._block_sizes = tuple(block_sizes)
         self._queued: dict[str, _Queued] = {}
-        self._begun: set[str] = set()
+        self._begun: dict[str, str] = {}  # req_id to transfer_id
+        self._transfers: set[str] = set()  # of both
 
     def arrived(self, req_id: str, remote: Remote, num_tokens: int, orders: Orders) -> None:
-        """A new request that waits for `remote`; `num_tokens` are its prompt's."""
+        """A new request that waits for the KV of `num_tokens`. One whose twin waits already computes its own."""
         assert remote.engine is not None
+        if remote.transfer_id in self._transfers:
+            return
+        self._transfers.add(remote.transfer_id)
         self._queued[req_id] = _Queued(remote.transfer_id, remote.engine, num_tokens)
         orders.expect.append(Expect(remote.transfer_id))
 
@@ -47,6 +49,7 @@ class DecodeBook:
         if queued is None:
             return
         if num_external == 0:  # the engine has decided to compute all of it
+            self._transfers.discard(queued.transfer_id)
             orders.decline.append(Decline(queued.transfer_id, queued.source))
             return
         spans = tuple(
@@ -54,7 +57,7 @@ class DecodeBook:
             for group, table in enumerate(blocks)
             if (span := self._span(group, table, queued.num_tokens, num_external)).blocks
         )
-        self._begun.add(req_id)
+        self._begun[req_id] = queued.transfer_id
         orders.receive.append(Receive(req_id, queued.transfer_id, queued.source, queued.num_tokens, spans))
 
     def _span(self, group: int, table: Sequence[int], num_tokens: int, num_external: int) -> Span:
@@ -70,14 +73,17 @@ class DecodeBook:
         """The request ended, in whatever way and state."""
         queued = self._queued.pop(req_id, None)
         if queued is not None:
+            self._transfers.discard(queued.transfer_id)
             orders.decline.append(Decline(queued.transfer_id, queued.source))
         elif req_id in self._begun:
-            self._begun.remove(req_id)
+            self.received(req_id)
             orders.revoke.append(req_id)
 
     def received(self, req_id: str) -> None:
         """The worker has reported the end of the transfer."""
-        self._begun.discard(req_id)
+        transfer_id = self._begun.pop(req_id, None)
+        if transfer_id is not None:
+            self._transfers.discard(transfer_id)
 
     @property
     def num_open(self) -> int:

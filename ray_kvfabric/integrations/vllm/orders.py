@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+NULL_BLOCK = 0  # stands in an engine's block table where a sliding window has passed
+
 
 class Span(NamedTuple):
     """Consecutive blocks of one KV group of one request: block `blocks[i]` is at position `first + i`."""
@@ -24,7 +26,7 @@ class Span(NamedTuple):
 
 
 class Expect(NamedTuple):
-    """A request was queued that will want a transfer."""
+    """A request was queued that will want a transfer. Here and below `transfer_id` is a key of `params.key_of`."""
 
     transfer_id: str
 
@@ -63,6 +65,14 @@ class Part(NamedTuple):
     is_last: bool
 
 
+class Gone(NamedTuple):
+    """The engine has taken the blocks of a KV group at positions below `stop`: they have left its window."""
+
+    req_id: str
+    group: int
+    stop: int
+
+
 class Finish(NamedTuple):
     """The engine is done with the request; `reason` says why its KV will not be whole, None that it is."""
 
@@ -80,11 +90,12 @@ class Orders:
     revoke: list[str] = field(default_factory=list)  # req_ids
     begin: list[Begin] = field(default_factory=list)
     drop: list[str] = field(default_factory=list)  # req_ids whose blocks were taken away
+    gone: list[Gone] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     finish: list[Finish] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(
             self.parts or self.receive or self.begin or self.finish
-            or self.expect or self.decline or self.revoke or self.drop
+            or self.expect or self.decline or self.revoke or self.drop or self.gone
         )  # fmt: skip

@@ -3,13 +3,16 @@
     to the consumer   {"do_remote_prefill": True, "transfer_id": ..., "remote_engine_id": the producer's}
     to the producer   {"do_remote_decode": True, "transfer_id": ..., "remote_engine_id": the consumer's, or absent}
 A producer that is given no transfer_id makes one and gives it back with the answer, as proxies that pass the answer's
-parameters on to the consumer expect.
+parameters on to the consumer expect. One transfer_id may stand for several prompts, as those of one call are: each
+meets its like under a key of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 PULLS, PUSHES = "do_remote_prefill", "do_remote_decode"
@@ -31,6 +34,8 @@ def wanted_from(params: Mapping[str, Any] | None) -> Remote | None:
     """Whose KV the request waits for; None when it computes its own. Raises BadParams."""
     if not params or not params.get(PULLS):
         return None
+    if params.get(PUSHES):
+        raise BadParams(f"kv_transfer_params has both {PULLS!r} and {PUSHES!r}: a request is one side of its transfer")
     return Remote(_text(params, TRANSFER_ID), _text(params, ENGINE_ID))
 
 
@@ -38,17 +43,26 @@ def promised_to(params: Mapping[str, Any] | None) -> Remote | None:
     """Who will want the request's KV; None when nobody. Raises BadParams."""
     if not params or not params.get(PUSHES):
         return None
+    if params.get(PULLS):
+        raise BadParams(f"kv_transfer_params has both {PULLS!r} and {PUSHES!r}: a request is one side of its transfer")
     transfer_id = _text(params, TRANSFER_ID) if params.get(TRANSFER_ID) is not None else uuid.uuid4().hex
     engine = _text(params, ENGINE_ID) if params.get(ENGINE_ID) is not None else None
     return Remote(transfer_id, engine)
 
 
-def answer_params(transfer_id: str, engine_id: str) -> dict[str, Any]:
-    """What a producer's answer carries: the parameters of the consumer's request."""
-    return consumer_params(transfer_id, engine_id)
+def key_of(transfer_id: str, token_ids: Sequence[int] | None, adapter: str | None) -> str:
+    """Of one prompt of a transfer: the tokens and the LoRA adapter that they are computed with; pure of both sides."""
+    digest = hashlib.blake2b(array("q", token_ids or ()).tobytes(), digest_size=8)
+    digest.update((adapter or "").encode())
+    return f"{transfer_id}/{digest.hexdigest()}"
+
+
+def transfer_id_of(key: str) -> str:
+    return key.rpartition("/")[0]
 
 
 def consumer_params(transfer_id: str, producer: str) -> dict[str, Any]:
+    """Of the consumer's request; a producer's answer carries them, too."""
     return {PULLS: True, PUSHES: False, TRANSFER_ID: transfer_id, ENGINE_ID: producer}
 
 

@@ -1,7 +1,6 @@
 """A picture of one request's prefill: when each layer was computed, and when its KV left and landed.
 
-It is drawn from the lines that a producer's Timeline wrote. They say of a push which request it belongs to, of a
-computed layer they do not: where an engine computes several requests at once, the picture shows the steps of all.
+It is drawn from the lines that a producer's Timeline wrote.
 """
 
 from __future__ import annotations
@@ -49,21 +48,15 @@ class Prefill(NamedTuple):
 
 
 def prefill_of(events: Iterable[Event], transfer_id: str) -> Prefill:
-    """One request's events: its pushes, and what was computed since the request before and until the last push began.
-
-    Raises LookupError where the timeline has none of it.
-    """
+    """One request's events. Raises LookupError where the timeline has none of it."""
     events = list(events)
-    pushes = [each for each in events if each["event"] == "pushed"]
-    own = [each for each in pushes if each["transfer_id"] == transfer_id]
-    if not own:
+    pushed = [each for each in events if each["event"] == "pushed" and each["transfer_id"] == transfer_id]
+    computed = [each for each in events if each["event"] == "computed" and transfer_id in each["transfer_ids"]]
+    if not pushed:
         raise LookupError(f"the timeline has no push of transfer {transfer_id}")
-    first_ns, last_ns = min(each["started_ns"] for each in own), max(each["started_ns"] for each in own)
-    before_ns = max((each["landed_ns"] for each in pushes if each["landed_ns"] < first_ns), default=0)
-    computed = [each for each in events if each["event"] == "computed" and before_ns < each["at_ns"] <= last_ns]
     if not computed:
         raise LookupError(f"the timeline has no layer that was computed for transfer {transfer_id}")
-    return Prefill(computed, own)
+    return Prefill(computed, pushed)
 
 
 def hidden_share(events: Iterable[Event], transfer_id: str) -> float:
@@ -93,9 +86,9 @@ def draw_prefill(path: Path, transfer_id: str) -> Figure:
 def _draw_pushes(axes: Any, prefill: Prefill) -> None:
     """A bar a push, over the layers that it brought; beside it, what it moved."""
     for number, push in enumerate(prefill.pushed):
-        first, stop = push["first_layer"], push["stop_layer"]
+        rows = [prefill.layers.index(layer) for layer in push["layers"]]
         begin, width = _ms(push["started_ns"], prefill), (push["landed_ns"] - push["started_ns"]) / 1e6
-        middle, height = (first + stop - 1) / 2, stop - first - 1 + _BAR
+        middle, height = (min(rows) + max(rows)) / 2, max(rows) - min(rows) + _BAR
         label = "pushed, until it had landed" if number == 0 else None
         axes.barh(middle, width, height, begin, color=_PUSHED, edgecolor=_PUSHED, linewidth=1.5, label=label)
         axes.annotate(

@@ -7,10 +7,10 @@ the block that the prompt leaves partly filled. So no block is written twice but
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from ray_kvfabric.integrations.vllm.orders import Begin, Finish, Orders, Part, Span
+from ray_kvfabric.integrations.vllm.orders import NULL_BLOCK, Begin, Finish, Gone, Orders, Part, Span
 from ray_kvfabric.integrations.vllm.params import Remote
 
 Tables = Sequence[Sequence[int]]  # block ids by KV group
@@ -26,14 +26,19 @@ class _Prefill:
 
 
 class PrefillBook:
-    """`block_sizes[g]` is the tokens of a block of KV group g."""
+    """`block_sizes[g]` is the tokens of a block of KV group g. `windowed` ones lose blocks that nothing attends to."""
 
-    def __init__(self, block_sizes: Sequence[int]) -> None:
+    def __init__(self, block_sizes: Sequence[int], windowed: Collection[int] = ()) -> None:
         self._block_sizes = tuple(block_sizes)
+        self._windowed = tuple(windowed)
         self._open: dict[str, _Prefill] = {}
+        self._transfers: set[str] = set()
 
     def arrived(self, req_id: str, remote: Remote, num_tokens: int, orders: Orders) -> None:
-        """A new request whose KV is promised; `num_tokens` are its prompt's."""
+        """A new request whose KV of `num_tokens` is promised. One whose twin is open promises nothing."""
+        if remote.transfer_id in self._transfers:
+            return
+        self._transfers.add(remote.transfer_id)
         self._open[req_id] = _Prefill(remote.transfer_id, num_tokens)
         orders.begin.append(Begin(req_id, remote.transfer_id, remote.engine, num_tokens))
 
@@ -52,7 +57,10 @@ class PrefillBook:
     def continued(self, req_id: str, added: Tables | None, num_computed: int, num_new: int, orders: Orders) -> None:
         """A step that goes on with it: `added` are its new blocks."""
         prefill = self._open.get(req_id)
-        if prefill is None or prefill.is_whole:
+        if prefill is None:
+            return
+        if prefill.is_whole:  # it goes on to generate, and its window with it
+            orders.gone += [Gone(req_id, group, len(prefill.tables[group])) for group in self._windowed]
             return
         for table, new in zip(prefill.tables, added or (), strict=False):
             table.extend(new)
@@ -79,11 +87,20 @@ class PrefillBook:
         prefill.is_whole = False
         orders.drop.append(req_id)
 
-    def finished(self, req_id: str, orders: Orders) -> str | None:
-        """The request ended: its transfer_id if its blocks are to be kept until the worker says that they were sent."""
+    def finished(self, req_id: str, tables: Tables, orders: Orders) -> str | None:
+        """The request ended: its transfer_id if its blocks are to be kept until the worker says that they were sent.
+
+        `tables` are what is left of its blocks.
+        """
         prefill = self._open.pop(req_id, None)
         if prefill is None:
             return None
+        self._transfers.discard(prefill.transfer_id)
+        for group in self._windowed if prefill.tables else ():
+            both = enumerate(zip(prefill.tables[group], tables[group], strict=False))
+            stop = max((place + 1 for place, (had, has) in both if had != NULL_BLOCK == has), default=0)
+            if stop:
+                orders.gone.append(Gone(req_id, group, stop))
         reason = None if prefill.is_whole else "the prefill ended before all of the prompt was computed"
         orders.finish.append(Finish(req_id, reason))
         return prefill.transfer_id

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache_manager import CacheManager
@@ -22,6 +22,7 @@ from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import FabricError, NotLinked, PeerLost
 from ray_kvfabric.integrations.vllm.layout import KVLayout, LayoutMismatch, Terms
 from ray_kvfabric.integrations.vllm.orders import Begin, Orders
+from ray_kvfabric.integrations.vllm.params import transfer_id_of
 from ray_kvfabric.integrations.vllm.seat import cluster_id_of
 from ray_kvfabric.integrations.vllm.send_book import Failure, Offer, Push, SendBook
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
@@ -35,6 +36,7 @@ LOOK_S = 1.0
 UNKNOWN_S = 4.0  # a consumer that has not heard of a request for so long after its prefill never will
 TELL_S = 2.0
 END_S = 10.0
+Held = list[tuple[Begin, int]]  # ended requests that wait for their grants, and since when (monotonic ns)
 SMALL_NBYTES = 256 << 10
 SMALL_S = 1.0  # its link is open: it waits for nobody, but where its target has just died
 
@@ -65,7 +67,6 @@ class Producer:
         self._book = SendBook(layout, int(settings.transfer_timeout_s * 1e9))
         self._changed = threading.Condition()
         self._is_closed = threading.Event()
-        self._step = 0
         self.has_step = False  # this step computes KV for somebody
         self._unknown_since: dict[str, int] = {}  # by transfer_id
         manager.answers(OFFER, self._on_offer)
@@ -82,30 +83,40 @@ class Producer:
         """Their blocks are about to be used for something else. Waits for a push that is reading them just now."""
         if not req_ids:
             return
-        deadline = Deadline.after(self._settings.push_timeout_s)
         with self._changed:
-            reading = [req_id for req_id in req_ids if self._book.drop(req_id)]
-            for req_id in reading:
-                while self._book.is_reading(req_id) and self._changed.wait(deadline.remaining_s):
-                    pass
+            for req_id in [req_id for req_id in req_ids if self._book.drop(req_id)]:
+                self._wait_for_reader(req_id)
+
+    def _wait_for_reader(self, req_id: str) -> None:
+        deadline = Deadline.after(self._settings.push_timeout_s)
+        while self._book.is_reading(req_id) and self._changed.wait(deadline.remaining_s):
+            pass
 
     def follow(self, orders: Orders) -> None:
+        """Waits, as `forget`, for a push that is reading blocks which are to be used for something else."""
         with self._changed:
+            for gone in orders.gone:
+                if self._book.lose(gone):
+                    self._wait_for_reader(gone.req_id)
             for begin in orders.begin:
                 self._book.begin(begin)
             for finish in orders.finish:
                 self._book.finish(finish, time.monotonic_ns())
             self._book.start_step(orders.parts)
             self.has_step = self._book.has_step
-            self._step += self.has_step
             if self._book.has_work:
                 self._changed.notify()
 
     def save(self, layer: str) -> None:
-        """The KV of this layer that the step computes is in the cache, or will be once the stream has come so far."""
+        """The KV of this layer that the step computes is in the cache, or will be once the stream has come so far.
+
+        Said twice of a layer it counts once. A layer without a cache, or without a name, waits for `end_step`.
+        """
+        if not self._book.is_unsaved(layer):
+            return
         now_ns, mark = time.monotonic_ns(), self._mark()
         if self._timeline is not None:
-            self._timeline.computed(layer, self._step, now_ns)
+            self._timeline.computed(layer, [transfer_id_of(key) for key in self._book.step_transfers], now_ns)
         with self._changed:
             has_work = self._book.saved(layer, mark, now_ns)
         if has_work:
@@ -119,13 +130,15 @@ class Producer:
         self.has_step = False
 
     def _push_small(self) -> None:
-        """What is left is for the push threads."""
+        """SMALL_NBYTES at once, where no push is ahead of them; what is left is for the push threads."""
+        left = 0 if self._is_on_device else SMALL_NBYTES
         while True:
             with self._changed:
-                push = None if self._is_on_device else self._book.next_push(SMALL_NBYTES)
+                push = self._book.next_push(left) if left > 0 and not self._book.is_pushing else None
                 if push is None:
                     self._changed.notify()
                     return
+                left -= self._book.nbytes_of(push.piece)
             self._push(push, SMALL_S)
             if not self._book.has_work:
                 return
@@ -184,8 +197,8 @@ class Producer:
             parked_s = (receipt.started_ns - piece.made_ns) / 1e9
             self._tally.add(pushes=1, bytes_pushed=receipt.nbytes, bytes_hidden=hidden, parked_seconds=parked_s)
             if self._timeline is not None:
-                span = (piece.first_layer, piece.stop_layer)
-                self._timeline.pushed(push.grant.request_id, span, receipt)
+                names = self._layout.lanes[piece.lane].layers[piece.first_layer : piece.stop_layer]
+                self._timeline.pushed(transfer_id_of(push.grant.request_id), names, receipt)
 
     def _tell_all(self, failures: list[Failure]) -> None:
         """Aside: a receiver that does not answer must not keep pushes to others waiting."""
@@ -227,41 +240,49 @@ class Producer:
 
     def _watch(self) -> None:
         while not self._is_closed.wait(LOOK_S):
-            if not self._book.num_open:
-                self._unknown_since.clear()
-                continue
             with self._changed:
                 self._book.forget_early(time.monotonic_ns())
                 held = self._book.held()
-            for begin, since_ns in held:
-                reason = self._why_hopeless(begin, since_ns)
-                if reason is not None:
-                    self._tally.add(**{FAILED + "unclaimed": 1})
-                    logger.info("request %s: %s", begin.req_id, reason)
-                    with self._changed:
-                        self._book.give_up(begin.req_id, reason)
+            hopeless = self._why_hopeless(held) if held else {}
+            keys = {begin.transfer_id for begin, _ in held}
+            self._unknown_since = {key: since for key, since in self._unknown_since.items() if key in keys}
+            for req_id, reason in hopeless.items():
+                self._tally.add(**{FAILED + "unclaimed": 1})
+                logger.info("request %s: %s", req_id, reason)
+                with self._changed:
+                    self._book.give_up(req_id, reason)
 
-    def _why_hopeless(self, begin: Begin, since_ns: int) -> str | None:
+    def _why_hopeless(self, held: Held) -> dict[str, str]:
+        """By req_id. Each consumer is asked once about all that waits for it."""
         now_ns = time.monotonic_ns()
-        if now_ns - since_ns > self._settings.grant_wait_s * 1e9:
-            return f"nobody has granted blocks for {self._settings.grant_wait_s:g} s after its prefill had ended"
-        if begin.target is None:
-            return None
+        hopeless = {
+            begin.req_id: f"nobody has granted blocks for {self._settings.grant_wait_s:g} s after its prefill had ended"
+            for begin, since_ns in held
+            if now_ns - since_ns > self._settings.grant_wait_s * 1e9
+        }
+        for target in {begin.target for begin, _ in held if begin.target is not None}:
+            mine = [begin for begin, _ in held if begin.target == target and begin.req_id not in hopeless]
+            hopeless.update(self._unwanted(target, mine, now_ns))
+        return hopeless
+
+    def _unwanted(self, target: str, begun: list[Begin], now_ns: int) -> dict[str, str]:
         try:
             deadline = Deadline.after(TELL_S)
-            peer = self._manager.find_endpoint(cluster_id_of(begin.target, self._rank), deadline)
-            is_expected = bool(self._manager.ask(peer, EXPECTS, {"transfer_id": begin.transfer_id}, deadline))
+            peer = self._manager.find_endpoint(cluster_id_of(target, self._rank), deadline)
+            keys = [begin.transfer_id for begin in begun]
+            expected = cast("set[str]", self._manager.ask(peer, EXPECTS, {"transfer_ids": keys}, deadline))
         except (NotLinked, PeerLost):
-            return f"engine {begin.target} is gone"
+            return {begin.req_id: f"engine {target} is gone" for begin in begun}
         except FabricError:
-            return None  # it does not answer: the deadline decides
-        unknown_since = self._unknown_since.setdefault(begin.transfer_id, now_ns)
-        if is_expected:
-            del self._unknown_since[begin.transfer_id]
-        elif now_ns - unknown_since > UNKNOWN_S * 1e9:
-            del self._unknown_since[begin.transfer_id]
-            return f"engine {begin.target} does not wait for it"
-        return None
+            return {}  # it does not answer: the deadline decides
+        for key in keys:
+            if key in expected:
+                self._unknown_since.pop(key, None)
+            else:
+                self._unknown_since.setdefault(key, now_ns)
+        reason = f"engine {target} does not wait for it"
+        since = {begin.req_id: self._unknown_since.get(begin.transfer_id, now_ns) for begin in begun}
+        return {req_id: reason for req_id, since_ns in since.items() if now_ns - since_ns > UNKNOWN_S * 1e9}
 
     def close(self) -> None:
         """Idempotent; pushes that run are waited for."""

@@ -79,11 +79,11 @@ class Seat:
             time.sleep(RETRY_S)
 
     def greet(self, terms: Terms) -> None:
-        """Compares terms with every engine of the group that KV may come from or go to. Raises LayoutMismatch.
+        """Compares terms with every worker of the group that KV may come from or go to. Raises LayoutMismatch.
 
         Of two engines that start at once at least one sees the other.
         """
-        self.manager.answers(TERMS, lambda _: (self._settings.group, terms))
+        self.manager.answers(TERMS, lambda _: (self._settings.group, self.rank, terms))
         for member in self.fabric.members():
             endpoint = member.endpoint
             if endpoint.cluster_id == self.manager.endpoint.cluster_id or not _may_meet(self._role, endpoint.role):
@@ -93,8 +93,8 @@ class Seat:
             except FabricError as error:  # it is no engine, or just starts or ends
                 logger.debug("%s did not say its terms: %s", endpoint, error)
                 continue
-            group, theirs = cast("tuple[str, Terms]", answer)
-            if group == self._settings.group:
+            group, rank, theirs = cast("tuple[str, int, Terms]", answer)
+            if (group, rank) == (self._settings.group, self.rank):
                 terms.check(theirs)
 
     def leave(self) -> None:

@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 from ray_kvfabric.grant import Grant
 from ray_kvfabric.integrations.vllm.layout import KVLayout
-from ray_kvfabric.integrations.vllm.orders import Begin, Finish, Part, Span
+from ray_kvfabric.integrations.vllm.orders import Begin, Finish, Gone, Part, Span
 
 KEPT = 8192  # ended transfers whose outcome a late grant is told
 
 UNWANTED = "the other side wants nothing of it"
 DELIVERED = "it was delivered already"
+TAKEN = "another request of this transfer has granted blocks for it already"
+LEFT = "blocks had left the attention window here before they were granted"
 
 
 class LaneGrant(NamedTuple):
@@ -71,7 +73,8 @@ class _Sending:
     grants: Mapping[int, LaneGrant] | None = None
     parked: list[Piece] = field(default_factory=list)
     num_open: int = 0  # pushes that are queued or run
-    is_running: bool = False
+    running: Push | None = None
+    gone: dict[int, int] = field(default_factory=dict)  # by group, the positions below which blocks were taken back
     sealed: set[int] = field(default_factory=set)  # lanes
     whole_ns: int | None = None  # when its last layer was computed
     failure: str | None = None
@@ -96,6 +99,7 @@ class SendBook:
         self._step: list[tuple[_Sending, Part]] = []
         self._unsaved: list[set[int]] = []  # by lane, the layers of this step that were not computed yet
         self._queue: deque[Push] = deque()
+        self._num_running = 0
         self._failures: list[Failure] = []
         self._sent: list[str] = []
 
@@ -121,6 +125,16 @@ class SendBook:
     @property
     def has_step(self) -> bool:
         return bool(self._step)
+
+    @property
+    def step_transfers(self) -> list[str]:
+        """The transfer_ids for which the step computes KV."""
+        return [sending.begin.transfer_id for sending, _ in self._step]
+
+    def is_unsaved(self, layer: str) -> bool:
+        """Whether the step has still to compute it."""
+        places = self._layout.places.get(layer, ())
+        return bool(self._unsaved) and any(position in self._unsaved[lane] for lane, position in places)
 
     def saved(self, layer: str, mark: object, now_ns: int) -> bool:
         """The step's KV of this layer is in the cache. True when there is something to push."""
@@ -172,6 +186,9 @@ class SendBook:
                 self._fail(sending, "the prompt ends before the blocks that were granted")
             return
         clipped = piece._replace(first=piece.first + skipped, blocks=blocks)
+        if self._has_gone(sending, clipped):
+            self._fail(sending, LEFT)
+            return
         at = clipped.first - granted.first
         self._queue.append(Push(sending.begin.req_id, clipped, granted.grant, at))
         sending.num_open += 1
@@ -184,11 +201,24 @@ class SendBook:
         sending.parked.clear()
         sending.whole_ns = None
         self._forget_queued(sending)
-        return sending.is_running
+        return sending.running is not None
 
     def is_reading(self, req_id: str) -> bool:
         sending = self._sending.get(req_id)
-        return sending is not None and sending.is_running
+        return sending is not None and sending.running is not None
+
+    def lose(self, gone: Gone) -> bool:
+        """Some of its blocks were taken away. True while a push still reads such."""
+        sending = self._sending.get(gone.req_id)
+        if sending is None or not self._wants(sending):
+            return False
+        sending.gone[gone.group] = gone.stop
+        if any(self._has_gone(sending, push.piece) for push in self._queue if push.req_id == gone.req_id):
+            self._fail(sending, LEFT)
+        return sending.running is not None and self._has_gone(sending, sending.running.piece)
+
+    def _has_gone(self, sending: _Sending, piece: Piece) -> bool:
+        return piece.first < sending.gone.get(self._layout.lanes[piece.lane].group, 0)
 
     def finish(self, finish: Finish, now_ns: int) -> None:
         sending = self._sending.get(finish.req_id)
@@ -216,14 +246,15 @@ class SendBook:
         if req_id is None:
             over = self._over.get(offer.transfer_id)
             if over is None:
-                self._early[offer.transfer_id] = (offer, now_ns)
+                first, _ = self._early.setdefault(offer.transfer_id, (offer, now_ns))
+                return None if first.grants == offer.grants else TAKEN
             return over
         sending = self._sending[req_id]
         if sending.failure is not None:
             return sending.failure
         if sending.grants is None:
             self._take(sending, offer)
-        return sending.failure
+        return sending.failure if sending.grants == offer.grants else TAKEN
 
     def _take(self, sending: _Sending, offer: Offer) -> None:
         if sending.failure is not None:
@@ -244,12 +275,16 @@ class SendBook:
         if req_id is None:
             self._end(transfer_id, UNWANTED)
         else:
-            self.give_up(req_id, UNWANTED)
+            self._give_up(self._sending[req_id], UNWANTED)
 
     def give_up(self, req_id: str, reason: str) -> None:
-        """Nobody will take it, or nobody can."""
+        """Nobody seems to want it. Nothing for a request that has its grants."""
         sending = self._sending.get(req_id)
-        if sending is not None and not sending.is_delivered:
+        if sending is not None and sending.grants is None:
+            self._give_up(sending, reason)
+
+    def _give_up(self, sending: _Sending, reason: str) -> None:
+        if not sending.is_delivered:
             self._fail(sending, reason)
             self._settle(sending)
 
@@ -263,17 +298,18 @@ class SendBook:
             self._failures.append(Failure(each.grant, reason))
 
     def _forget_queued(self, sending: _Sending) -> None:
-        if sending.num_open > sending.is_running:
+        is_running = int(sending.running is not None)
+        if sending.num_open > is_running:
             req_id = sending.begin.req_id
             self._queue = deque(push for push in self._queue if push.req_id != req_id)
-            sending.num_open = int(sending.is_running)
+            sending.num_open = is_running
 
     # ---- pushing -----------------------------------------------------------------------------------
 
     def next_push(self, most_nbytes: int | None = None) -> Push | None:
         """The next to run, with those behind it that bring the next layers of the same blocks; `ended` has to follow.
 
-        None while every queued one belongs to a request of which a push runs, or has more than `most_nbytes`.
+        At most `most_nbytes`. None while every queued one belongs to a request of which a push runs, or has more.
         """
         index = next((i for i, push in enumerate(self._queue) if self._may_run(push, most_nbytes)), None)
         if index is None:
@@ -282,19 +318,26 @@ class SendBook:
         del self._queue[index]
         sending = self._sending[push.req_id]
         while index < len(self._queue) and _continues(push, self._queue[index]):
-            piece = self._queue[index].piece
+            last = self._queue[index].piece
+            piece = push.piece._replace(stop_layer=last.stop_layer, seals=last.seals, mark=last.mark)
+            if most_nbytes is not None and self.nbytes_of(piece) > most_nbytes:
+                break
             del self._queue[index]
-            push = push._replace(
-                piece=push.piece._replace(stop_layer=piece.stop_layer, seals=piece.seals, mark=piece.mark)
-            )
+            push = push._replace(piece=piece)
             sending.num_open -= 1
-        sending.is_running = True
+        sending.running = push
+        self._num_running += 1
         return push
 
     def _may_run(self, push: Push, most_nbytes: int | None) -> bool:
-        if self._sending[push.req_id].is_running:
+        if self._sending[push.req_id].running is not None:
             return False
         return most_nbytes is None or self.nbytes_of(push.piece) <= most_nbytes
+
+    @property
+    def is_pushing(self) -> bool:
+        """Whether a push runs."""
+        return self._num_running > 0
 
     def nbytes_of(self, piece: Piece) -> int:
         lane = self._layout.lanes[piece.lane]
@@ -304,7 +347,8 @@ class SendBook:
         """What became of it. True when it landed before its request's last layer was computed."""
         sending = self._sending[push.req_id]
         sending.num_open -= 1
-        sending.is_running = False
+        sending.running = None
+        self._num_running -= 1
         if failure is not None:
             self._fail(sending, failure)
         elif push.piece.seals:  # also one whose blocks were dropped meanwhile: it was waited for

@@ -14,9 +14,9 @@ _SHOWN = {
     tally.PUSHED: "Bytes of KV that were pushed to decode engines.",
     tally.HIDDEN: "Of these, bytes that had landed before their prompt's last layer was computed.",
     tally.PARKED_S: "Seconds that computed KV waited for its push, summed over pushes.",
-    tally.RECEIVES: "Requests whose KV was received whole.",
+    tally.RECEIVES: "Requests whose KV was received whole by the first worker.",
     tally.RECEIVED: "Bytes of KV that were received from prefill engines.",
-    tally.RECEIVE_S: "Seconds from the grant until all KV had landed, summed over requests.",
+    tally.RECEIVE_S: "Seconds from the grant until all KV had landed at the first worker, summed over requests.",
 }
 _FAILURES = "failures"
 
@@ -59,7 +59,7 @@ class KVFabricPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
         }
         self._failures = self._counter_cls(
             name=f"vllm:kvfabric_{_FAILURES}",
-            documentation="Transfers that failed, by the class of their error.",
+            documentation="Transfers of a worker that failed, by the class of their error.",
             labelnames=[*labelnames, "reason"],
         )
 

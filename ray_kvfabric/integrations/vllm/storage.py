@@ -25,6 +25,15 @@ logger = logging.getLogger(__name__)
 Tensors = Mapping[str, Sequence[torch.Tensor]]  # by layer
 
 
+def allow_matrix_tiles() -> None:
+    """Asks Linux for AMX's tiles, once a process. Large matrix products do; an engine that only decodes may meet its
+    attention kernels before any, which end it with SIGILL.
+    """
+    allow = getattr(torch.cpu, "_init_amx", None)
+    if allow is not None:
+        allow()
+
+
 class FabricStorage(TorchFunctionMode):
     """While entered, the first torch.zeros of `nbytes` int8 in host memory gets memory of the endpoint."""
 
@@ -105,4 +114,8 @@ def register(manager: CacheManager, layout: KVLayout, tensors: Tensors) -> list[
 def kv_nbytes(sizes: Sequence[int]) -> int:
     """Of the one storage under all layers; 0 where the engine has several, or none."""
     distinct = set(sizes)
+    if len(distinct) > 1:
+        logger.warning(
+            "the KV cache has parts of %s bytes: pushes into it take the slower process_vm", sorted(distinct)
+        )
     return distinct.pop() if len(distinct) == 1 else 0

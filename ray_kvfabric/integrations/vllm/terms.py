@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vllm.v1.kv_cache_interface import AttentionSpec, MambaSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, MambaSpec, UniformTypeKVCacheSpecs
 
-PROTOCOL = "1"  # of this package's messages; another number is another protocol
+PROTOCOL = "2"  # of this package's messages; another number is another protocol
 
 
 def is_attention(spec: Any) -> bool:
@@ -15,6 +15,23 @@ def is_attention(spec: Any) -> bool:
     if isinstance(spec, UniformTypeKVCacheSpecs):
         return all(is_attention(each) for each in spec.kv_cache_specs.values())
     return isinstance(spec, AttentionSpec) and not isinstance(spec, MambaSpec)
+
+
+def keeps_all(spec: Any) -> bool:
+    """Whether every block of a request stays its own until it ends; those of a window, or a chunk, do not."""
+    if isinstance(spec, UniformTypeKVCacheSpecs):
+        return all(keeps_all(each) for each in spec.kv_cache_specs.values())
+    return isinstance(spec, FullAttentionSpec)
+
+
+def refusal_of(parallel: Any) -> str | None:
+    """What of an engine's parallel configuration cannot be served, and why."""
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            return f"{name} is {getattr(parallel, name)}: KVFabricConnector knows workers that hold whole blocks only"
+    if getattr(parallel, "enable_dbo", False):
+        return "enable_dbo is set: KVFabricConnector pushes a layer once, and it is computed in two halves then"
+    return None
 
 
 def terms_of(vllm_config: Any, kv_cache_config: Any) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from ray_kvfabric.route import Receipt
@@ -21,16 +22,16 @@ class Timeline:
         self._lock = threading.Lock()
         self._file = self.path.open("a", buffering=1)
 
-    def computed(self, layer: str, step: int, at_ns: int) -> None:
-        self._write({"event": "computed", "layer": layer, "step": step, "at_ns": at_ns})
+    def computed(self, layer: str, transfer_ids: Sequence[str], at_ns: int) -> None:
+        """One layer of one step, for all requests of the step whose KV is promised."""
+        self._write({"event": "computed", "layer": layer, "transfer_ids": transfer_ids, "at_ns": at_ns})
 
-    def pushed(self, transfer_id: str, layers: tuple[int, int], receipt: Receipt) -> None:
+    def pushed(self, transfer_id: str, layers: Sequence[str], receipt: Receipt) -> None:
         self._write(
             {
                 "event": "pushed",
                 "transfer_id": transfer_id,
-                "first_layer": layers[0],
-                "stop_layer": layers[1],
+                "layers": layers,
                 "nbytes": receipt.nbytes,
                 "started_ns": receipt.started_ns,
                 "landed_ns": receipt.landed_ns,

@@ -82,7 +82,16 @@ class WorkerSide:
         if self._kv_role != "kv_producer":
             self.consumer = Consumer(manager, *rest)
         self._seat.greet(mine)
-        logger.info("engine %s is %s of fabric %r", self._seat.engine_id, manager.endpoint, self._settings.fabric)
+        logger.info(
+            "engine %s is %s of fabric %r; the digest of its terms is %s",
+            self._seat.engine_id, manager.endpoint, self._settings.fabric, mine.digest,
+        )  # fmt: skip
+        manager.shows("vllm", self._describe)
+
+    def _describe(self) -> dict[str, object]:
+        """Requests whose KV is promised or being sent, and those that wait for theirs."""
+        sides = {"sending": self.producer, "receiving": self.consumer}
+        return {name: side.num_open for name, side in sides.items() if side is not None}
 
     def follow(self, orders: Orders) -> None:
         if self.consumer is not None:
