@@ -338,6 +338,7 @@ def write_model(out: Path, model: Decoder, tokenizer: Tokenizer) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": END_OF_TEXT,
             "eos_token": END_OF_TEXT,
+            "chat_template": "{% for message in messages %}{{ message['content'] }}\n{% endfor %}",
             "clean_up_tokenization_spaces": False,
             "model_max_length": MAX_POSITIONS,
         },
