@@ -45,7 +45,7 @@ test-emulator: $(VENV)/.torch_npu cann
 	$(EMULATED) $(BIN)/python -m pytest tests/emulator --ignore tests/emulator/rules
 
 # Foreign packages warn of what they like. The newest vLLM and the one that Ray's Serve LLM pins.
-SERVE := $(VLLM)/bin/python -m pytest -o filterwarnings=ignore
+SERVE := $(VLLM)/bin/python -m pytest -o filterwarnings=ignore -o faulthandler_timeout=300
 test-serve: $(VLLM)/.package
 	$(SERVE) -m "not slow" tests/serve
 	PYTHONPATH=$(CURDIR)/$(VLLM)/vllm-0.29 $(SERVE) tests/serve/test_split.py -k undivided

@@ -29,6 +29,8 @@ def leftovers() -> Iterator[None]:
 def address() -> Iterator[str]:
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     os.environ.setdefault("VLLM_CACHE_ROOT", str(Path(sys.prefix) / "cache"))
+    examples = str(Path(__file__).parents[2] / "examples")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), examples)))
     ray.init(
         "local",
         num_cpus=16,

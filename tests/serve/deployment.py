@@ -53,12 +53,15 @@ def free_port() -> int:
 
 
 class Told(NamedTuple):
-    """Of one engine: its scheduler's process, free blocks, requests that wait for KV, and those that promise it."""
+    """Of one engine: its scheduler's process, free blocks, requests that wait for KV, those that promise it, and how
+    often KV did not come.
+    """
 
     pid: int
     free: int
     waiting: int
     promised: int
+    failed: int
 
 
 class Deployment:
@@ -84,6 +87,20 @@ class Deployment:
         if answer.status != 200:
             raise RuntimeError(f"{answer.status}: {body}")
         return list(body["choices"][0]["token_ids"])
+
+    def post(self, path: str, **fields: Any) -> dict[str, Any]:
+        """The answer to a request with any fields. Raises RuntimeError for an error."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
+        body = json.dumps({"model": "demo", "temperature": 0, "ignore_eos": True, **fields})
+        try:
+            connection.request("POST", f"/{self.name}/v1/{path}", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            found: dict[str, Any] = json.loads(answer.read())
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise RuntimeError(f"{answer.status}: {found}")
+        return found
 
     def fingerprint(self, prompt: Sequence[int]) -> str:
         """What the answering engine says of itself."""
@@ -130,6 +147,6 @@ class Deployment:
     def settle(self, within_s: float = 60.0) -> None:
         """Until every engine that lives is idle and has all its blocks."""
         end = time.monotonic() + within_s
-        while any(told != (told.pid, self.blocks, 0, 0) for told in self.engines().values()):
+        while any(told[1:4] != (self.blocks, 0, 0) for told in self.engines().values()):
             assert time.monotonic() < end, f"{self.engines()}, of {self.blocks} blocks"
             time.sleep(0.2)

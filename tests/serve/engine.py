@@ -161,6 +161,7 @@ class _Driver:
         self._first: dict[str, float] = {}
         self._steps = 0
         self._preempted: set[tuple[str, int]] = set()
+        self._preempted_promises: set[str] = set()
         self._is_open = True
 
     def run(self) -> None:
@@ -201,6 +202,11 @@ class _Driver:
             for request in self._scheduler.requests.values()
             if request.num_preemptions
         }
+        self._preempted_promises |= {
+            request.request_id
+            for request in self._scheduler.requests.values()
+            if request.num_preemptions and (request.kv_transfer_params or {}).get("do_remote_decode")
+        }
         now = time.monotonic()
         for output in outputs:
             tokens = output.outputs[0].token_ids
@@ -224,6 +230,13 @@ class _Driver:
 
     # ---- asked by tests ----------------------------------------------------------------------------
 
+    def complete(self, prompt: str, max_tokens: int) -> str:
+        """The text that greedy decoding gives."""
+        from vllm import SamplingParams
+
+        (output,) = self._llm.generate([prompt], SamplingParams(temperature=0, max_tokens=max_tokens), use_tqdm=False)
+        return str(output.outputs[0].text)
+
     def free_blocks(self) -> int:
         return self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
@@ -232,6 +245,10 @@ class _Driver:
 
     def preemptions(self) -> int:
         return len(self._preempted)
+
+    def preempted_promises(self) -> int:
+        """Requests whose KV was promised to a decode engine."""
+        return len(self._preempted_promises)
 
     def steps(self) -> int:
         return self._steps

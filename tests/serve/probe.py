@@ -1,4 +1,4 @@
-"""The connector, and beside it a file for each engine: its pid, free KV blocks, and open requests. For tests."""
+"""The connector, and beside it a file for each engine with what `Told` in deployment.py has. For tests."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class KVFabricConnector(connector.KVFabricConnector):
 
     _pool: Any = None
     _told: Any = None
+    _failed = 0
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         self._pool = gpu_block_pool
@@ -24,6 +25,11 @@ class KVFabricConnector(connector.KVFabricConnector):
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         self._tell()
         return super().build_connector_meta(scheduler_output)
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        has_failed = getattr(connector_output, "failed_recving", None) or connector_output.invalid_block_ids
+        self._failed += bool(has_failed)
+        super().update_connector_output(connector_output)
 
     def has_pending_push_work(self) -> bool:
         """Asked after each step, when its blocks have been given back."""
@@ -34,6 +40,7 @@ class KVFabricConnector(connector.KVFabricConnector):
         if self._pool is None:
             return
         told = (os.getpid(), self._pool.get_num_free_blocks(), self._decode.num_open, self._prefill.num_open)
+        told += (self._failed,)
         if told != self._told:
             self._told = told
             path = Path(os.environ[FOLDER]) / self._engine_id

@@ -13,7 +13,7 @@ from ray_kvfabric.integrations.vllm.params import consumer_params, producer_para
 from tests.serve.models import latent_attention, sliding_window
 from tests.serve.trio import VERSION, Setting, Trio, prompts
 
-LENGTHS = (20, 64, 200, 300, 777)
+LENGTHS = (1, 2, 20, 64, 127, 159, 200, 300, 777)  # 127 and 159: the window of 64 ends with a block
 
 
 @contextmanager

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import ray
 from ray import serve
 
+from ray_kvfabric.fabric import Fabric
 from tests.serve.deployment import TOKENS, Deployment, arguments, free_port
 from tests.serve.engine import Engine
 from tests.serve.load import DEADLINE_S, Answers, Load, Replicas, hang_up
@@ -26,6 +30,12 @@ ABORTS = int(os.environ.get("ABORTS", "24"))
 DEATHS = int(os.environ.get("DEATHS", "1"))
 SEED = int(os.environ.get("SEED", "5"))
 REPLICAS = (2, 2 if DEATHS > 1 else 1)  # of prefill and decode; every second death is a decode replica's
+GREEDY = {"temperature": 0.5, "top_k": 1}  # temperature 0 allows one answer only
+SHRINKS = {  # from two replicas to one, as soon as may be
+    "min_replicas": 1, "initial_replicas": 2, "max_replicas": 2, "target_ongoing_requests": 8,
+    "downscale_delay_s": 3, "upscale_delay_s": 600, "metrics_interval_s": 1, "look_back_period_s": 2,
+}  # fmt: skip
+METRICS = ("bytes_pushed", "bytes_received", "receives")
 LENGTHS = (5, 40, 64, 150, 301, 500, 800, 1200, 90, 190, 290, 390, 640, 960, 1100, 1700)
 
 
@@ -67,6 +77,45 @@ def test_the_answers_are_those_of_an_undivided_engine_whatever_each_side_has_cac
             split.forget_prefixes(side)
         assert split.complete_all(answers.prompts) == answers.right, f"once {forgotten} had forgotten"
     split.settle()
+
+
+def test_calls_with_several_prompts_or_answers_get_each_the_right_one(split: Deployment, answers: Answers) -> None:
+    several, right = answers.prompts[4:8], answers.right[4:8]
+    split.forget_prefixes("Prefill")
+    split.forget_prefixes("Decode")
+    fields = {"max_tokens": TOKENS, "return_token_ids": True}
+    choices = split.post("completions", prompt=several, **fields)["choices"]
+    assert [each["token_ids"] for each in sorted(choices, key=lambda each: each["index"])] == right
+    choices = split.post("completions", prompt=several[0], n=3, min_tokens=5, **fields, **GREEDY)["choices"]
+    assert [each["token_ids"] for each in choices] == [right[0]] * 3
+    split.settle()
+
+
+def test_a_chat_gets_the_answer_that_its_rendered_prompt_gets(split: Deployment) -> None:
+    words = [
+        {"role": "user", "content": "Describe a module that reads files, and what it returns when there is none. " * 9}
+    ]
+    fields = {"max_tokens": TOKENS, "return_token_ids": True}
+    chat = split.post("chat/completions", messages=words, **fields)
+    rendered = split.post("completions", prompt=chat["prompt_token_ids"], **fields)
+    assert chat["choices"][0]["token_ids"] == rendered["choices"][0]["token_ids"]
+    split.settle()
+
+
+def test_what_was_pushed_is_counted_at_rays_metrics_endpoint(split: Deployment, answers: Answers) -> None:
+    split.complete_all(answers.prompts[:4])
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    end = time.monotonic() + 40
+    while True:  # Ray collects every ten seconds
+        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        found = {
+            name: sum(map(float, re.findall(rf"^\S*kvfabric_{name}\S* (\S+)$", text, re.MULTILINE))) for name in METRICS
+        }
+        if all(found.values()):
+            break
+        assert time.monotonic() < end, found
+        time.sleep(1)
 
 
 def test_callers_that_hang_up_or_are_refused_cost_no_block_and_nobody_elses_answer(
@@ -117,6 +166,34 @@ def test_replicas_that_are_killed_under_load_harm_nobody_else(split: Deployment,
             assert pids - set(sides[name].now()) == ({victim} if name == side else set()), "what was not killed runs on"
         split.settle()
         assert len(split.engines()) == sum(REPLICAS)
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_scaled_away_sends_first_what_it_has_promised(
+    port: int, answers: Answers, tmp_path: Path
+) -> None:
+    args = arguments("http-scaled", (2, 1), tmp_path)
+    options = args["prefill_config"]["deployment_config"]
+    del options["num_replicas"]
+    options["autoscaling_config"] = SHRINKS
+    deployment = Deployment("scaled", port, args, tmp_path)
+    deployment.start()
+    prefills = Replicas(deployment, "Prefill")
+    load = Load(deployment, answers, threads=2)
+    end = time.monotonic() + 90
+    while len(prefills.now()) > 1:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    with Fabric.connect("http-scaled") as fabric:
+        roles = Counter(member.endpoint.role for member in fabric.members())
+    time.sleep(2.0)
+    load.stop()
+    assert roles == {"PROMPT": 1, "DECODER": 1}, "it left the fabric before it ended"
+    assert set(load.told) == {"right"}
+    failed = sum(told.failed for told in deployment.engines().values())
+    assert failed <= 2, "nothing had to be computed again, but what Serve handed to a replica that was gone already"
+    deployment.settle()
+    serve.delete("scaled")
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.serve.trio import VERSION, Setting, Trio, prompts
+from ray_kvfabric.integrations.vllm.params import consumer_params, producer_params
+from tests.serve.trio import TOKENS, VERSION, Setting, Trio, prompts
 
 LENGTHS = (3, 20, 32, 64, 200, 300, 777, 1500)
 Start = Callable[[Setting], Trio]
@@ -60,6 +61,39 @@ def test_sixteen_requests_at_once_on_caches_that_are_too_small_for_them(start_tr
     expected = trio.ask_plain(asked, tokens=120)
     assert [each["token_ids"] for each in trio.ask_split(asked, tokens=120)] == expected
     assert trio.decode.ask("preemptions") > 0
+    trio.settle()
+
+
+def test_prefills_that_are_preempted_in_the_middle_are_sent_again(start_trio: Start) -> None:
+    """The prefill engine generates for others as well, which take its blocks away as they grow."""
+    small = replace(PAIRWISE[0], blocks=56, prefix_caching=False, max_model_len=1024, budget=32, reserves_prompts=False)
+    trio = start_trio(small)
+    fillers = prompts([120] * 6, seed=71)
+    for index, prompt in enumerate(fillers):
+        trio.prefill.add(f"filler-{index}", prompt, 300)
+    asked = prompts([700, 500, 400], seed=72)
+    expected = trio.ask_plain(asked)
+    before = trio.prefill.ask("preemptions")
+    for _ in range(3):
+        assert [each["token_ids"] for each in trio.ask_split(asked)] == expected
+    for index in range(len(fillers)):
+        trio.prefill.wait(f"filler-{index}")
+    assert trio.prefill.ask("preemptions") > before
+    assert trio.prefill.ask("preempted_promises") > 0, "one whose KV was promised is among them"
+    trio.settle()
+
+
+def test_prompts_that_share_a_transfer_id_get_each_its_own_kv(start_trio: Start) -> None:
+    """As those of one call do, and the answers to one prompt; an unlucky user's requests may as well."""
+    trio = start_trio(PAIRWISE[0])
+    (first, second, longer) = prompts([300, 300, 500], seed=73)
+    asked = [first, second, longer, first, second]
+    for index, prompt in enumerate(asked):
+        trio.decode.add(f"d{index}", prompt, TOKENS, consumer_params("shared", "prefill"))
+    for index, prompt in enumerate(reversed(asked[:3])):
+        trio.prefill.add(f"p{index}", prompt, 1, producer_params("shared", "decode"))
+    got = [trio.decode.wait(f"d{index}", timeout_s=20)["token_ids"] for index in range(len(asked))]
+    assert got == trio.ask_plain(asked)
     trio.settle()
 
 

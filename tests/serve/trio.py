@@ -41,6 +41,7 @@ class Setting:
     max_model_len: int = 2560
     transfer_timeout_s: float = 60.0
     grant_wait_s: float = 30.0
+    reserves_prompts: bool = True
 
     def __str__(self) -> str:
         chunked = f"chunks of {self.budget}" if self.budget < self.max_model_len else "one chunk"
@@ -61,6 +62,7 @@ def options(setting: Setting, block_nbytes: int) -> dict[str, Any]:
         "enable_prefix_caching": setting.prefix_caching,
         "enable_chunked_prefill": setting.budget < setting.max_model_len,
         "disable_log_stats": True,
+        "scheduler_reserve_full_isl": setting.reserves_prompts,
         "tensor_parallel_size": setting.tensor_parallel,
     }
 
