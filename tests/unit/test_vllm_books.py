@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ray_kvfabric.integrations.vllm.decode_book import DecodeBook
 from ray_kvfabric.integrations.vllm.layout import TensorForm, lay_out
-from ray_kvfabric.integrations.vllm.orders import Begin, Decline, Finish, Gone, Orders, Part, Receive, Span
+from ray_kvfabric.integrations.vllm.orders import NULL_BLOCK, Begin, Decline, Finish, Gone, Orders, Part, Receive, Span
 from ray_kvfabric.integrations.vllm.params import (
     BadParams,
     Remote,
@@ -503,11 +503,14 @@ POISON = ("poison", -1)
 
 @dataclass
 class Engine:
-    """A producer's engine and the memory of both sides. `size` tokens a block."""
+    """A producer's engine and the memory of both sides. `size` tokens a block; the prompt has one token more than is
+    promised. With a `window` blocks are taken back that no token attends to any more.
+    """
 
     num_tokens: int
     size: int
-    hit_there: int
+    first_there: int
+    window: int | None
     rng: Any
     memory: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (layer, block) here
     landed: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (layer, position) there
@@ -516,8 +519,10 @@ class Engine:
     table: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.prefill, self.send = PrefillBook([self.size]), SendBook(layout())
+        self.prefill, self.send = PrefillBook([self.size], () if self.window is None else [0]), SendBook(layout())
         self.orders = Orders()
+        self.prompt = self.num_tokens + 1
+        self.lost: list[int] = []
         self.computed = 0
         self.sent: list[str] = []
         self.is_open = True
@@ -530,20 +535,28 @@ class Engine:
             self.next_block += 1
         return new
 
+    def move_window(self) -> None:
+        """As an engine does whenever it schedules the request, and when the request ends."""
+        passed = 0 if self.window is None else max(0, self.computed - self.window + 1) // self.size
+        self.lost += [block for block in self.table[:passed] if block != NULL_BLOCK]
+        self.table[:passed] = [NULL_BLOCK] * len(self.table[:passed])
+
     def step(self) -> None:
-        """One chunk, layer by layer; pushes run in between."""
-        count = min(self.rng(1, 8), self.num_tokens - self.computed)
+        """One chunk, or one generated token, layer by layer; pushes run in between."""
+        count = min(self.rng(1, 8), max(self.prompt - self.computed, 1))
         if not self.table:
-            hit = self.rng(0, (self.num_tokens - 1) // self.size) * self.size
+            hit = self.rng(0, (self.prompt - 1) // self.size) * self.size
             self.computed = hit
-            count = min(count, self.num_tokens - hit)
+            count = min(count, self.prompt - hit)
             self.allocate(hit)
             for layer in LAYERS:  # the prefix cache has them
                 for position, block in enumerate(self.table):
                     self.memory[layer, block] = (f"{layer}{position}", self.size)
+            self.move_window()
             self.allocate(hit + count)
             self.prefill.scheduled("r", [self.table], hit, count, self.orders)
         else:
+            self.move_window()
             added = self.allocate(self.computed + count)
             self.prefill.continued("r", [added], self.computed, count, self.orders)
         self.follow()
@@ -562,9 +575,13 @@ class Engine:
         for req_id in orders.drop:
             if self.send.drop(req_id):
                 self.land_all()  # as the connector waits
-            for layer in LAYERS:
-                for block in self.lost:
-                    self.memory[layer, block] = POISON
+        for gone in orders.gone:
+            if self.send.lose(gone):
+                self.land_all()
+        for layer in LAYERS:
+            for block in self.lost:
+                self.memory[layer, block] = POISON
+        self.lost = []
         for begin in orders.begin:
             self.send.begin(begin)
         for finish in orders.finish:
@@ -572,7 +589,8 @@ class Engine:
         self.send.start_step(orders.parts)
 
     def preempt(self) -> None:
-        self.lost, self.table, self.computed = self.table, [], 0
+        self.lost += self.table
+        self.table, self.computed = [], 0
         self.prefill.preempted("r", self.orders)
         self.follow()
 
@@ -586,7 +604,7 @@ class Engine:
         for push in self.running:
             for layer in LAYERS[push.piece.first_layer : push.piece.stop_layer]:
                 for index, block in enumerate(push.piece.blocks):
-                    self.landed[layer, push.at + index + self.hit_there] = self.memory[layer, block]
+                    self.landed[layer, push.at + index + self.first_there] = self.memory[layer, block]
             self.send.ended(push, None)
         self.running.clear()
         self.collect()
@@ -607,15 +625,18 @@ def test_whatever_happens_a_delivered_prompt_is_whole_and_its_blocks_are_given_b
     size = 4
     num_tokens = rng(1, 40)
     last = -(-num_tokens // size)
-    hit_there = rng(0, last - 1)
-    engine = Engine(num_tokens, size, hit_there, rng)
-    granted = offer("t", num_tokens, [hit_there], size)
-    events = {"offer": rng(0, 8), "decline": rng(0, 60), "abort": rng(0, 40), "preempt": rng(1, 8)}
+    window = rng(1, 20) if rng(0, 1) else None
+    seen_there = 0 if window is None else max(0, num_tokens - window + 1) // size
+    first_there = max(rng(0, last - 1), min(seen_there, last - 1))
+    engine = Engine(num_tokens, size, first_there, window, rng)
+    granted = offer("t", num_tokens, [first_there], size)
+    events = {"offer": rng(0, 12), "decline": rng(0, 60), "abort": rng(0, 40), "preempt": rng(1, 12)}
+    num_generated = rng(0, 3)
     engine.prefill.arrived("r", Remote("t", "D"), num_tokens, engine.orders)
     is_offered = is_declined = is_aborted = False
     clock = 0
     refusal = None
-    while engine.computed < num_tokens:
+    while engine.computed < engine.prompt + num_generated:
         if clock == events["offer"]:
             refusal, is_offered = engine.send.offered(granted, 0), True
         if clock == events["decline"]:
@@ -628,6 +649,7 @@ def test_whatever_happens_a_delivered_prompt_is_whole_and_its_blocks_are_given_b
             engine.preempt()
         engine.step()
         clock += 1
+    engine.move_window()
     engine.prefill.finished("r", [engine.table], engine.orders)
     engine.follow()
     if not is_offered and not is_declined:
@@ -638,10 +660,15 @@ def test_whatever_happens_a_delivered_prompt_is_whole_and_its_blocks_are_given_b
         engine.land_all()
     assert engine.sent == ["r"], "its blocks are given back, once"
     assert engine.send.num_open == 0
-    assert not engine.send.has_work or engine.send.take_failures()
-    if not is_aborted and not is_declined and refusal is None:
+    told = {failure.reason for failure in engine.send.take_failures()}
+    assert not engine.send.has_work
+    if window is None and not is_aborted and not is_declined:
+        assert refusal is None
+        assert not told
+    if not is_aborted and not is_declined and refusal is None and not told:
         for layer in LAYERS:
-            for position in range(hit_there, last):
-                filled = min(num_tokens - position * size, size)
-                assert engine.landed[layer, position] == (f"{layer}{position}", filled)
+            for position in range(first_there, last):
+                name, filled = engine.landed[layer, position]
+                assert name == f"{layer}{position}"
+                assert filled >= min(num_tokens - position * size, size)
     assert all(content != POISON for content in engine.landed.values())

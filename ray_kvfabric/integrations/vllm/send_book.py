@@ -254,6 +254,7 @@ class SendBook:
             return sending.failure
         if sending.grants is None:
             self._take(sending, offer)
+            self._settle(sending)
         return sending.failure if sending.grants == offer.grants else TAKEN
 
     def _take(self, sending: _Sending, offer: Offer) -> None:
