@@ -29,7 +29,8 @@ from ray_kvfabric.integrations.vllm.params import (
     wanted_from,
 )
 from ray_kvfabric.integrations.vllm.prefill_book import PrefillBook
-from ray_kvfabric.integrations.vllm.send_book import DELIVERED, TAKEN, UNWANTED, LaneGrant, Offer, Push, SendBook
+from ray_kvfabric.integrations.vllm.pushes import LaneGrant, Offer, Push
+from ray_kvfabric.integrations.vllm.send_book import DELIVERED, TAKEN, UNWANTED, SendBook
 
 LAYERS = ("a", "b", "c")
 FORM = TensorForm(64, 256)

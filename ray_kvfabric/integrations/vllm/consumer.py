@@ -24,8 +24,8 @@ from ray_kvfabric.errors import FabricError, GrantRevoked, LLMException, Transfe
 from ray_kvfabric.integrations.vllm.layout import KVLayout, Terms
 from ray_kvfabric.integrations.vllm.orders import Decline, Orders, Receive
 from ray_kvfabric.integrations.vllm.producer import DECLINE, EXPECTS, OFFER
+from ray_kvfabric.integrations.vllm.pushes import LaneGrant
 from ray_kvfabric.integrations.vllm.seat import cluster_id_of
-from ray_kvfabric.integrations.vllm.send_book import LaneGrant
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.tally import FAILED, Tally
 

@@ -23,8 +23,9 @@ from ray_kvfabric.errors import FabricError, NotLinked, PeerLost
 from ray_kvfabric.integrations.vllm.layout import KVLayout, LayoutMismatch, Terms
 from ray_kvfabric.integrations.vllm.orders import Begin, Orders
 from ray_kvfabric.integrations.vllm.params import transfer_id_of
+from ray_kvfabric.integrations.vllm.pushes import Failure, Offer, Push
 from ray_kvfabric.integrations.vllm.seat import cluster_id_of
-from ray_kvfabric.integrations.vllm.send_book import Failure, Offer, Push, SendBook
+from ray_kvfabric.integrations.vllm.send_book import SendBook
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.tally import FAILED, Tally
 from ray_kvfabric.integrations.vllm.timeline import Timeline
@@ -138,7 +139,7 @@ class Producer:
                 if push is None:
                     self._changed.notify()
                     return
-                left -= self._book.nbytes_of(push.piece)
+                left -= self._book.nbytes_of(push)
             self._push(push, SMALL_S)
             if not self._book.has_work:
                 return

@@ -7,14 +7,13 @@ the request, or after it has ended. Pushes of one request run in the order in wh
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from ray_kvfabric.grant import Grant
 from ray_kvfabric.integrations.vllm.layout import KVLayout
 from ray_kvfabric.integrations.vllm.orders import Begin, Finish, Gone, Part, Span
+from ray_kvfabric.integrations.vllm.pushes import Failure, LaneGrant, Offer, Piece, Push, PushQueue
 
 KEPT = 8192  # ended transfers whose outcome a late grant is told
 
@@ -24,56 +23,11 @@ TAKEN = "another request of this transfer has granted blocks for it already"
 LEFT = "blocks had left the attention window here before they were granted"
 
 
-class LaneGrant(NamedTuple):
-    """The grant of one lane's cache: granted position i is the request's block `first + i`."""
-
-    first: int
-    grant: Grant
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A consumer's grants for one transfer, by lane."""
-
-    transfer_id: str
-    num_tokens: int
-    grants: Mapping[int, LaneGrant]
-
-
-class Piece(NamedTuple):
-    """Layers [first_layer, stop_layer) of a lane, for blocks at positions from `first` on. `mark`: see CacheManager."""
-
-    lane: int
-    first_layer: int
-    stop_layer: int
-    first: int
-    blocks: tuple[int, ...]
-    seals: bool
-    mark: object
-    made_ns: int
-
-
-class Push(NamedTuple):
-    req_id: str
-    piece: Piece
-    grant: Grant
-    at: int
-
-
-class Failure(NamedTuple):
-    """A grant whose receiver has to be told that the rest will not come."""
-
-    grant: Grant
-    reason: str
-
-
 @dataclass(slots=True)
 class _Sending:
     begin: Begin
     grants: Mapping[int, LaneGrant] | None = None
     parked: list[Piece] = field(default_factory=list)
-    num_open: int = 0  # pushes that are queued or run
-    running: Push | None = None
     gone: dict[int, int] = field(default_factory=dict)  # by group, the positions below which blocks were taken back
     sealed: set[int] = field(default_factory=set)  # lanes
     whole_ns: int | None = None  # when its last layer was computed
@@ -98,8 +52,7 @@ class SendBook:
         self._over: OrderedDict[str, str] = OrderedDict()  # transfer_id to how it ended
         self._step: list[tuple[_Sending, Part]] = []
         self._unsaved: list[set[int]] = []  # by lane, the layers of this step that were not computed yet
-        self._queue: deque[Push] = deque()
-        self._num_running = 0
+        self._pushes = PushQueue(layout)
         self._failures: list[Failure] = []
         self._sent: list[str] = []
 
@@ -140,7 +93,7 @@ class SendBook:
         """The step's KV of this layer is in the cache. True when there is something to push."""
         for lane, position in self._layout.places.get(layer, ()):
             self._bring(lane, position, mark, now_ns)
-        return bool(self._queue)
+        return bool(self._pushes)
 
     def end_step(self, mark: object, now_ns: int) -> bool:
         """The step's forward has ended: layers that were not named are computed as well. True as `saved`."""
@@ -148,7 +101,7 @@ class SendBook:
             for position in sorted(unsaved):
                 self._bring(lane, position, mark, now_ns)
         self._step, self._unsaved = [], []
-        return bool(self._queue)
+        return bool(self._pushes)
 
     def _bring(self, lane: int, position: int, mark: object, now_ns: int) -> None:
         if not self._unsaved or position not in self._unsaved[lane]:
@@ -190,8 +143,7 @@ class SendBook:
             self._fail(sending, LEFT)
             return
         at = clipped.first - granted.first
-        self._queue.append(Push(sending.begin.req_id, clipped, granted.grant, at))
-        sending.num_open += 1
+        self._pushes.add(Push(sending.begin.req_id, clipped, granted.grant, at))
 
     def drop(self, req_id: str) -> bool:
         """Its blocks were taken away. True while a push still reads them."""
@@ -200,12 +152,11 @@ class SendBook:
             return False
         sending.parked.clear()
         sending.whole_ns = None
-        self._forget_queued(sending)
-        return sending.running is not None
+        self._pushes.forget(req_id)
+        return self.is_reading(req_id)
 
     def is_reading(self, req_id: str) -> bool:
-        sending = self._sending.get(req_id)
-        return sending is not None and sending.running is not None
+        return self._pushes.running(req_id) is not None
 
     def lose(self, gone: Gone) -> bool:
         """Some of its blocks were taken away. True while a push still reads such."""
@@ -213,9 +164,10 @@ class SendBook:
         if sending is None or not self._wants(sending):
             return False
         sending.gone[gone.group] = gone.stop
-        if any(self._has_gone(sending, push.piece) for push in self._queue if push.req_id == gone.req_id):
+        if any(self._has_gone(sending, push.piece) for push in self._pushes.waiting(gone.req_id)):
             self._fail(sending, LEFT)
-        return sending.running is not None and self._has_gone(sending, sending.running.piece)
+        running = self._pushes.running(gone.req_id)
+        return running is not None and self._has_gone(sending, running.piece)
 
     def _has_gone(self, sending: _Sending, piece: Piece) -> bool:
         return piece.first < sending.gone.get(self._layout.lanes[piece.lane].group, 0)
@@ -294,68 +246,34 @@ class SendBook:
             return
         sending.failure = reason
         sending.parked.clear()
-        self._forget_queued(sending)
+        self._pushes.forget(sending.begin.req_id)
         for each in (sending.grants or {}).values():
             self._failures.append(Failure(each.grant, reason))
-
-    def _forget_queued(self, sending: _Sending) -> None:
-        is_running = int(sending.running is not None)
-        if sending.num_open > is_running:
-            req_id = sending.begin.req_id
-            self._queue = deque(push for push in self._queue if push.req_id != req_id)
-            sending.num_open = is_running
 
     # ---- pushing -----------------------------------------------------------------------------------
 
     def next_push(self, most_nbytes: int | None = None) -> Push | None:
-        """The next to run, with those behind it that bring the next layers of the same blocks; `ended` has to follow.
-
-        At most `most_nbytes`. None while every queued one belongs to a request of which a push runs, or has more.
-        """
-        index = next((i for i, push in enumerate(self._queue) if self._may_run(push, most_nbytes)), None)
-        if index is None:
-            return None
-        push = self._queue[index]
-        del self._queue[index]
-        sending = self._sending[push.req_id]
-        while index < len(self._queue) and _continues(push, self._queue[index]):
-            last = self._queue[index].piece
-            piece = push.piece._replace(stop_layer=last.stop_layer, seals=last.seals, mark=last.mark)
-            if most_nbytes is not None and self.nbytes_of(piece) > most_nbytes:
-                break
-            del self._queue[index]
-            push = push._replace(piece=piece)
-            sending.num_open -= 1
-        sending.running = push
-        self._num_running += 1
-        return push
-
-    def _may_run(self, push: Push, most_nbytes: int | None) -> bool:
-        if self._sending[push.req_id].running is not None:
-            return False
-        return most_nbytes is None or self.nbytes_of(push.piece) <= most_nbytes
+        """See PushQueue.next."""
+        return self._pushes.next(most_nbytes)
 
     @property
     def is_pushing(self) -> bool:
         """Whether a push runs."""
-        return self._num_running > 0
+        return self._pushes.is_running
 
-    def nbytes_of(self, piece: Piece) -> int:
-        lane = self._layout.lanes[piece.lane]
-        return (piece.stop_layer - piece.first_layer) * lane.per_layer * len(piece.blocks) * lane.form.block_nbytes
+    def nbytes_of(self, push: Push) -> int:
+        return self._pushes.nbytes_of(push.piece)
 
     def ended(self, push: Push, failure: str | None) -> bool:
         """What became of it. True when it landed before its request's last layer was computed."""
         sending = self._sending[push.req_id]
-        sending.num_open -= 1
-        sending.running = None
-        self._num_running -= 1
+        self._pushes.ended(push)
         if failure is not None:
             self._fail(sending, failure)
         elif push.piece.seals:  # also one whose blocks were dropped meanwhile: it was waited for
             sending.sealed.add(push.piece.lane)
             if sending.is_delivered:
-                self._forget_queued(sending)
+                self._pushes.forget(push.req_id)
         is_hidden = sending.whole_ns is None
         self._settle(sending)
         return is_hidden
@@ -366,10 +284,10 @@ class SendBook:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._queue or self._failures)
+        return bool(self._pushes or self._failures)
 
     def _settle(self, sending: _Sending) -> None:
-        if sending.finish is None or sending.num_open:
+        if sending.finish is None or self._pushes.has(sending.begin.req_id):
             return
         if sending.failure is None and not sending.is_delivered:
             return
@@ -407,14 +325,3 @@ class SendBook:
 
 def _span_of(part: Part, group: int) -> Span | None:
     return next((span for span in part.spans if span.group == group), None)
-
-
-def _continues(push: Push, later: Push) -> bool:
-    mine, other = push.piece, later.piece
-    return (
-        push.req_id == later.req_id
-        and mine.lane == other.lane
-        and mine.stop_layer == other.first_layer
-        and mine.first == other.first
-        and mine.blocks == other.blocks
-    )
