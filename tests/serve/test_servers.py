@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
 from ray.llm._internal.serve.core.configs.openai_api_models import CompletionRequest
+from ray.llm._internal.serve.serving_patterns.prefill_decode.builder import PDServingArgs
 from ray.serve.exceptions import ReplicaUnavailableError
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -19,6 +22,7 @@ from ray_kvfabric.integrations.serve import servers
 from ray_kvfabric.integrations.serve.backend import KVFabricConnectorBackend
 from ray_kvfabric.integrations.serve.builder import with_connectors
 
+GPUS = Path(__file__).parents[2] / "configs" / "serve_gpus.yaml"
 LOST = {
     "an actor": ActorDiedError,
     "a replica that was gone already": lambda: ReplicaUnavailableError("gone"),
@@ -112,6 +116,17 @@ def test_settings_that_are_explicitly_nothing_are_filled() -> None:
     nothing: dict[str, Any] = {"model_loading_config": {"model_id": "m"}, "engine_kwargs": {"kv_transfer_config": None}}
     filled: LLMConfig = with_connectors(dict.fromkeys(SIDES, nothing))["decode_config"]
     assert filled.engine_kwargs["kv_transfer_config"]["kv_role"] == "kv_consumer"
+
+
+def test_the_shipped_yaml_for_gpus_is_one_that_serve_llm_takes() -> None:
+    (application,) = yaml.safe_load(GPUS.read_text())["applications"]
+    assert application["import_path"] == "ray_kvfabric.integrations.serve:build_kvfabric_pd_app"
+    wanted = PDServingArgs.model_validate(with_connectors(application["args"]))
+    for side, role in ((wanted.prefill_config, "kv_producer"), (wanted.decode_config, "kv_consumer")):
+        assert side.engine_kwargs["kv_transfer_config"]["kv_role"] == role
+        assert side.engine_kwargs["tensor_parallel_size"] == 2
+    assert wanted.prefill_config.deployment_config["num_replicas"] == 2
+    assert "num_replicas" not in wanted.decode_config.deployment_config
 
 
 def test_another_connector_is_refused_by_name() -> None:

@@ -403,6 +403,16 @@ def test_blocks_that_are_gone_are_not_pushed_and_the_other_side_is_told() -> Non
     assert "window" in refusal
 
 
+def test_a_request_that_is_resumed_has_all_its_blocks_again() -> None:
+    book = windowed([])
+    book.lose(Gone("r", 1, 1))
+    book.drop("r")
+    book.offered(offer("t", 8, [0, 0], 4), 0)
+    book.start_step([Part("r", (Span(0, 0, (9, 10)), Span(1, 0, (11, 12))), True)])
+    book.end_step(None, 0)
+    assert [push.piece.blocks for push in run_all(book)] == [(9, 10), (11, 12)]
+
+
 def test_blocks_that_are_gone_and_that_nobody_wants_keep_no_other_from_leaving() -> None:
     for firsts in ([0, 1], []):
         book = windowed(firsts)

@@ -151,6 +151,7 @@ class SendBook:
         if sending is None:
             return False
         sending.parked.clear()
+        sending.gone.clear()
         sending.whole_ns = None
         self._pushes.forget(req_id)
         return self.is_reading(req_id)
