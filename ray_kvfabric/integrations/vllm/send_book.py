@@ -162,7 +162,7 @@ class SendBook:
     def lose(self, gone: Gone) -> bool:
         """Some of its blocks were taken away. True while a push still reads such."""
         sending = self._sending.get(gone.req_id)
-        if sending is None or not self._wants(sending):
+        if sending is None:
             return False
         sending.gone[gone.group] = gone.stop
         if any(self._has_gone(sending, push.piece) for push in self._pushes.waiting(gone.req_id)):
