@@ -146,7 +146,7 @@ def test_a_prompt_in_chunks_lands_block_by_block_in_the_other_engines_tensors(
         "it computes the last one itself"
     )
     blocks = SimpleNamespace(get_block_ids=lambda: (theirs,))
-    decode.scheduler.update_state_after_alloc(asked, blocks, PROMPT)
+    decode.scheduler.update_state_after_alloc(asked, blocks, PROMPT - 1)
     decode.step(scheduled({}))
 
     given = request("p", producer_params("t", engines[1]))
