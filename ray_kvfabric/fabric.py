@@ -145,7 +145,8 @@ class Fabric(Granting):
         """Room for actors of any class, an engine's for instance: `{"NPU": 1}` each, on one node or `spread`.
 
         The i-th is the `scheduling_strategy` of the i-th actor, which must ask for no more than its bundle. The room is
-        given back, and its actors end, with this object and with its process. Raises ConfigError, and LLMException
+        given back, and its actors end, with this object; if that is never closed, with the driver or the detached actor
+        (a Serve replica is one) that reserved it, and with the job of any other. Raises ConfigError, and LLMException
         (LLM_TIMEOUT) where the cluster has no room.
         """
         name = placement_name(self.name, uuid.uuid4().hex)

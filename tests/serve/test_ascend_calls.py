@@ -116,8 +116,9 @@ def scheduled(
 def request(name: str, params: dict[str, Any]) -> Any:
     tokens = list(range(PROMPT))
     return SimpleNamespace(
-        request_id=name, kv_transfer_params=params, num_prompt_tokens=PROMPT, prompt_token_ids=tokens, lora_request=None
-    )
+        request_id=name, kv_transfer_params=params, num_prompt_tokens=PROMPT, prompt_token_ids=tokens,
+        prompt_embeds=None, lora_request=None, mm_features=[],
+    )  # fmt: skip
 
 
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES)

@@ -17,6 +17,7 @@ from ray.llm._internal.serve.serving_patterns.prefill_decode.builder import PDSe
 from ray.serve.exceptions import ReplicaUnavailableError
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import ConfigError, PeerLost
 from ray_kvfabric.integrations.serve import servers
 from ray_kvfabric.integrations.serve.backend import KVFabricConnectorBackend
@@ -64,7 +65,7 @@ class FakeFabric:
 
 def test_what_was_promised_is_sent_before_an_endpoint_drains() -> None:
     fabric = FakeFabric([2, 1, 0])
-    servers._drain_worker(fabric, 7)  # type: ignore[arg-type]
+    servers._drain_worker(fabric, 7, Deadline.after(5))  # type: ignore[arg-type]
     assert fabric.told == ["look", "look", "look", "drain"]
 
 

@@ -30,7 +30,7 @@ from ray_kvfabric.integrations.vllm.params import (
 )
 from ray_kvfabric.integrations.vllm.prefill_book import PrefillBook
 from ray_kvfabric.integrations.vllm.pushes import LaneGrant, Offer, Push
-from ray_kvfabric.integrations.vllm.send_book import DELIVERED, TAKEN, UNWANTED, SendBook
+from ray_kvfabric.integrations.vllm.send_book import DELIVERED, LEFT, OTHER_NS, TAKEN, UNWANTED, SendBook
 
 LAYERS = ("a", "b", "c")
 FORM = TensorForm(64, 256)
@@ -89,10 +89,11 @@ def test_a_request_that_wants_to_be_both_sides_is_told_so() -> None:
 
 
 def test_each_prompt_of_a_transfer_has_a_key_of_its_own_and_both_sides_find_the_same() -> None:
-    keys = [key_of("t", tokens, adapter) for tokens in ([1, 2], [2, 1], [1, 2, 0]) for adapter in (None, "law")]
+    makings = ((), ("law",), ("law", "picture"), ("lawpicture",))
+    keys = [key_of("t", tokens, *more) for tokens in ([1, 2], [2, 1], [1, 2, 0]) for more in makings]
     assert len(set(keys)) == len(keys)
-    assert key_of("a/b", [1, 2], None) == key_of("a/b", [1, 2], None)
-    assert transfer_id_of(key_of("a/b", [1, 2], None)) == "a/b"
+    assert key_of("a/b", [1, 2]) == key_of("a/b", [1, 2])
+    assert transfer_id_of(key_of("a/b", [1, 2])) == "a/b"
 
 
 # ---- the decode side -------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ def test_a_twin_of_an_open_prefill_promises_nothing() -> None:
 
 
 def test_blocks_that_left_the_window_at_the_end_or_later_are_said_to_be_gone() -> None:
-    book, orders = PrefillBook([4, 4], windowed=[1]), Orders()
+    book, orders = PrefillBook([4, 4], {1: 4}), Orders()
     book.arrived("r", Remote("t", None), 10, orders)
     book.scheduled("r", [[5, 6, 7], [8, 9, 10]], 0, 10, orders)
     book.finished("r", [[0, 6, 7], [0, 9, 10]], orders)
@@ -243,7 +244,17 @@ def test_blocks_that_left_the_window_at_the_end_or_later_are_said_to_be_gone() -
     book.arrived("s", Remote("u", None), 10, orders)
     book.scheduled("s", [[5, 6, 7], [8, 9, 10]], 0, 10, orders)
     book.continued("s", None, 10, 1, orders)
-    assert orders.gone[1:] == [Gone("s", 1, 3)], "what it generates moves the window on"
+    assert not orders.gone[1:], "the last token of the prompt moves no window that the other side looks through"
+    book.continued("s", None, 11, 1, orders)
+    assert orders.gone[1:] == [Gone("s", 1, 2)], "what it generates does"
+
+
+def test_of_a_window_that_is_no_number_of_tokens_everything_counts_as_gone() -> None:
+    book, orders = PrefillBook([4], {0: None}), Orders()
+    book.arrived("s", Remote("u", None), 10, orders)
+    book.scheduled("s", [[8, 9, 10]], 0, 10, orders)
+    book.continued("s", None, 11, 1, orders)
+    assert orders.gone == [Gone("s", 0, 3)]
 
 
 # ---- pushes ----------------------------------------------------------------------------------------
@@ -257,8 +268,9 @@ def run_all(book: SendBook) -> list[Push]:
     return done
 
 
-def one_part(book: SendBook, blocks: tuple[int, ...], *, is_last: bool = True) -> None:
-    book.start_step([Part("r", (Span(0, 0, blocks),), is_last)])
+def one_part(book: SendBook, blocks: tuple[int, ...], *, first: int = 0, req_id: str = "r") -> None:
+    """The last one, layer by layer."""
+    book.start_step([Part(req_id, (Span(0, first, blocks),), True)])
     for layer in LAYERS:
         book.saved(f"{layer}0", None, 0)
     book.end_step(None, 0)
@@ -308,6 +320,44 @@ def test_grants_may_come_before_the_request() -> None:
     book.finish(Finish("r", None), 0)
     assert book.take_sent() == ["r"]
     assert book.take_sent() == []
+
+
+def test_a_transfer_that_came_with_another_prompt_is_told_soon_and_one_that_did_not_come_is_waited_for() -> None:
+    book = SendBook(layout())
+    keys = [key_of("t", [1, 2]), key_of("t", [1, 3]), key_of("u", [1, 2])]
+    for key in keys[1:]:
+        book.offered(offer(key, 8, [0], 4), 0)
+    book.begin(Begin("r", keys[0], None, 8))
+    book.forget_early(OTHER_NS)
+    assert not book.take_failures(), "it may be on its way, as the prompts of one call come one by one"
+    book.forget_early(OTHER_NS + 1)
+    (failure,) = book.take_failures()
+    assert "transfer t has another prompt" in failure.reason
+    book.begin(Begin("s", keys[2], None, 8))
+    one_part(book, (5, 6), req_id="s")
+    assert run_all(book)
+
+
+def test_a_prompt_that_is_asked_for_again_is_sent_again() -> None:
+    book = SendBook(layout())
+    for blocks in ((5, 6), (7, 8)):
+        book.begin(Begin("r", "t", "D", 8))
+        assert book.offered(offer("t", 8, [0], 4), 0) is None
+        one_part(book, blocks)
+        assert [push.piece.blocks for push in run_all(book)] == [blocks]
+        book.finish(Finish("r", None), 0)
+        assert book.take_sent() == ["r"]
+
+
+def test_a_small_push_does_not_overtake_a_large_one_of_its_request() -> None:
+    book = SendBook(layout())
+    book.begin(Begin("r", "t", None, 16))
+    book.start_step([Part("r", (Span(0, 0, (5, 6, 7)),), False)])
+    book.end_step(None, 0)
+    book.offered(offer("t", 16, [0], 4), 0)
+    one_part(book, (8,), first=3)
+    assert book.next_push(2 * 256) is None
+    assert [push.piece.first for push in run_all(book)] == [0, 3]
 
 
 def test_early_grants_are_forgotten_with_their_deadline() -> None:
@@ -522,6 +572,7 @@ class Engine:
     size: int
     first_there: int
     window: int | None
+    is_fixed: bool  # the book knows the window
     rng: Any
     memory: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (layer, block) here
     landed: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)  # (layer, position) there
@@ -530,7 +581,9 @@ class Engine:
     table: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.prefill, self.send = PrefillBook([self.size], () if self.window is None else [0]), SendBook(layout())
+        windows = {} if self.window is None else {0: self.window if self.is_fixed else None}
+        self.prefill, self.send = PrefillBook([self.size], windows), SendBook(layout())
+        self.passed = 0  # the position below which blocks were taken back
         self.orders = Orders()
         self.prompt = self.num_tokens + 1
         self.lost: list[int] = []
@@ -549,6 +602,7 @@ class Engine:
     def move_window(self) -> None:
         """As an engine does whenever it schedules the request, and when the request ends."""
         passed = 0 if self.window is None else max(0, self.computed - self.window + 1) // self.size
+        self.passed = max(self.passed, passed)
         self.lost += [block for block in self.table[:passed] if block != NULL_BLOCK]
         self.table[:passed] = [NULL_BLOCK] * len(self.table[:passed])
 
@@ -606,7 +660,8 @@ class Engine:
         self.follow()
 
     def push_some(self) -> None:
-        if self.rng(0, 1) and (push := self.send.next_push()) is not None:
+        most_nbytes = self.rng(1, 6) * FORM.block_nbytes if self.rng(0, 1) else None
+        if self.rng(0, 1) and (push := self.send.next_push(most_nbytes)) is not None:
             self.running.append(push)
         if self.rng(0, 3) == 0:
             self.land_all()
@@ -639,7 +694,8 @@ def test_whatever_happens_a_delivered_prompt_is_whole_and_its_blocks_are_given_b
     window = rng(2, 20) if rng(0, 1) else None  # of 1 nothing may be left to ask for
     seen_there = 0 if window is None else max(0, num_tokens - window + 1) // size
     first_there = max(rng(0, last - 1), min(seen_there, last - 1))
-    engine = Engine(num_tokens, size, first_there, window, rng)
+    is_fixed = bool(rng(0, 3))
+    engine = Engine(num_tokens, size, first_there, window, is_fixed, rng)
     granted = offer("t", num_tokens, [first_there], size)
     events = {"offer": rng(0, 12), "decline": rng(0, 60), "abort": rng(0, 40), "preempt": rng(1, 12)}
     num_generated = rng(0, 3)
@@ -673,9 +729,10 @@ def test_whatever_happens_a_delivered_prompt_is_whole_and_its_blocks_are_given_b
     assert engine.send.num_open == 0
     told = {failure.reason for failure in engine.send.take_failures()}
     assert not engine.send.has_work
-    if window is None and not is_aborted and not is_declined:
-        assert refusal is None
-        assert not told
+    if not is_aborted and not is_declined and (told or refusal is not None):
+        assert told | {refusal} <= {LEFT, None}
+        assert window is not None
+        assert engine.passed > first_there or not is_fixed, "what it lost was granted"
     if not is_aborted and not is_declined and refusal is None and not told:
         for layer in LAYERS:
             for position in range(first_there, last):

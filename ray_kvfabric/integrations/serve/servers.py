@@ -27,7 +27,8 @@ from ray_kvfabric.integrations.vllm.seat import cluster_id_of
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 20.0
+DRAIN_S = 15.0  # of the 20 s that Serve gives a replica, unless its deployment says more
+LAST_S = 1.0
 LOOK_S = 0.1
 
 
@@ -48,21 +49,20 @@ class _Drains:
 async def _drain(backend: Any) -> None:
     kwargs = backend.llm_config.engine_kwargs
     ranks = kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
+    deadline = Deadline.after(DRAIN_S)
     try:
-        with Fabric.connect(backend.settings.fabric) as fabric:
-            workers = [cluster_id_of(backend.engine_id, rank) for rank in range(ranks)]
-            drains = [asyncio.to_thread(_drain_worker, fabric, worker) for worker in workers]
-            await asyncio.gather(*drains)
+        fabric = await asyncio.to_thread(Fabric.connect, backend.settings.fabric)
+        workers = [cluster_id_of(backend.engine_id, rank) for rank in range(ranks)]
+        await asyncio.gather(*(asyncio.to_thread(_drain_worker, fabric, worker, deadline) for worker in workers))
     except FabricError as error:
         logger.warning("engine %s was not drained: %s", backend.engine_id, error)
 
 
-def _drain_worker(fabric: Fabric, worker: int) -> None:
+def _drain_worker(fabric: Fabric, worker: int, deadline: Deadline) -> None:
     """A consumer could not find an endpoint that drains already, so what is promised comes first."""
-    deadline = Deadline.after(DRAIN_S)
-    while any(fabric.look(worker).status["uses"]["vllm"].values()) and not deadline.passed:
+    while any(fabric.look(worker).status["uses"].get("vllm", {}).values()) and not deadline.passed:
         time.sleep(LOOK_S)
-    fabric.drain(worker, DRAIN_S)
+    fabric.drain(worker, max(deadline.remaining_s, LAST_S))
 
 
 class _Forgives:

@@ -2,8 +2,8 @@
 
     scheduler process   DecodeBook and PrefillBook make Orders of what the engine schedules
     worker process      WorkerSide follows them: grants, pushes, reports
-No hook waits for a peer. Two wait for something else: `handle_preemptions` for a push that is just reading blocks which
-are to be overwritten, and the start of an engine for its fabric.
+No hook waits for a peer. What waits for something else: `handle_preemptions` and `bind_connector_metadata`, for a push
+that is just reading blocks which are to be overwritten, and the start of an engine, for its fabric.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ray_kvfabric.integrations.vllm.prefill_book import PrefillBook
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.stats import KVFabricPromMetrics, KVFabricStats
 from ray_kvfabric.integrations.vllm.storage import allow_matrix_tiles, kv_nbytes
-from ray_kvfabric.integrations.vllm.terms import backend_terms, is_attention, keeps_all, refusal_of, terms_of
+from ray_kvfabric.integrations.vllm.terms import backend_terms, is_attention, keeps_all, refusal_of, terms_of, window_of
 from ray_kvfabric.integrations.vllm.worker import WorkerSide
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,10 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
             if not HAS_ALLOCATOR:
                 self._worker.begin_allocation()
         sizes = [groups[index].kv_cache_spec.block_size for index in self._groups]
-        windowed = [at for at, index in enumerate(self._groups) if not keeps_all(groups[index].kv_cache_spec)]
+        specs = [groups[index].kv_cache_spec for index in self._groups]
+        windows = {group: window_of(spec) for group, spec in enumerate(specs) if not keeps_all(spec)}
         self._decode = DecodeBook(sizes)
-        self._prefill = PrefillBook(sizes, windowed)
+        self._prefill = PrefillBook(sizes, windows)
         self._orders = Orders()
         self._invalid_blocks: set[int] = set()
 
@@ -117,14 +118,11 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
         except BadParams as error:
             logger.warning("request %s computes its own KV: %s", request.request_id, error)
             return
-        remote, num_tokens = (
-            wanted or promised,
-            request.num_prompt_tokens - 1,
-        )  # the decode engine computes the last one
-        if remote is None or num_tokens < 1:
+        remote = wanted or promised
+        num_tokens = request.num_prompt_tokens - 1  # the decode engine computes the last one
+        if remote is None or num_tokens < 1 or request.prompt_embeds is not None:  # whose embeddings have no digest
             return
-        adapter = request.lora_request.lora_name if getattr(request, "lora_request", None) else None
-        remote = remote._replace(transfer_id=key_of(remote.transfer_id, request.prompt_token_ids, adapter))
+        remote = remote._replace(transfer_id=key_of(remote.transfer_id, request.prompt_token_ids, *_makings(request)))
         book = self._prefill if wanted is None else self._decode
         book.arrived(request.request_id, remote, num_tokens, self._orders)
 
@@ -283,3 +281,9 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
         cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: dict[int, list[object]]
     ) -> KVFabricPromMetrics:
         return KVFabricPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+
+def _makings(request: Any) -> list[str]:
+    """What else than its tokens makes the KV of a prompt: its adapter, and its images."""
+    adapter = [request.lora_request.lora_name] if request.lora_request is not None else []
+    return adapter + [str(feature.identifier) for feature in request.mm_features or ()]

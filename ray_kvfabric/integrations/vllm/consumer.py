@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN = 4096  # threads, each asleep in a request's grant
 DRAIN_S = 5.0
-END_S = 10.0
 
 
 class Ended(NamedTuple):
@@ -224,7 +223,7 @@ class Consumer:
             self._ask(decline.source, DECLINE, {"transfer_ids": [decline.transfer_id]})
 
     def close(self) -> None:
-        """Revokes what is open and waits for it, at most DRAIN_S where a writer does not leave."""
+        """Revokes what is open and waits for it; a writer that does not leave is waited for once, for DRAIN_S."""
         self._is_closing = True
         for req_id in list(self._open):
             self._cancel(req_id)

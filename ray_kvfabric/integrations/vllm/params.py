@@ -50,10 +50,10 @@ def promised_to(params: Mapping[str, Any] | None) -> Remote | None:
     return Remote(transfer_id, engine)
 
 
-def key_of(transfer_id: str, token_ids: Sequence[int] | None, adapter: str | None) -> str:
-    """Of one prompt of a transfer: the tokens and the LoRA adapter that they are computed with; pure of both sides."""
-    digest = hashlib.blake2b(array("q", token_ids or ()).tobytes(), digest_size=8)
-    digest.update((adapter or "").encode())
+def key_of(transfer_id: str, token_ids: Sequence[int], *makings: str) -> str:
+    """Of one prompt of a transfer. `makings`: what else its KV is computed from, equal on both sides."""
+    digest = hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=8)
+    digest.update(repr(makings).encode())
     return f"{transfer_id}/{digest.hexdigest()}"
 
 

@@ -34,8 +34,9 @@ class Prefill(NamedTuple):
 
     @property
     def layers(self) -> list[str]:
-        """Names, in the order in which the engine computes them."""
-        return list(dict.fromkeys(each["layer"] for each in self.computed))
+        """Names, in the order in which the engine computes them; those that no hook names come last."""
+        pushed = (layer for each in self.pushed for layer in each["layers"])
+        return list(dict.fromkeys((*(each["layer"] for each in self.computed), *pushed)))
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,7 @@ the block that the prompt leaves partly filled. So no block is written twice but
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ray_kvfabric.integrations.vllm.orders import NULL_BLOCK, Begin, Finish, Gone, Orders, Part, Span
@@ -26,11 +26,13 @@ class _Prefill:
 
 
 class PrefillBook:
-    """`block_sizes[g]` is the tokens of a block of KV group g. `windowed` ones lose blocks that nothing attends to."""
+    """`block_sizes[g]` is the tokens of a block of KV group g. Groups in `windows` lose blocks that have left their
+    window; None for one whose window is no fixed number of tokens.
+    """
 
-    def __init__(self, block_sizes: Sequence[int], windowed: Collection[int] = ()) -> None:
+    def __init__(self, block_sizes: Sequence[int], windows: Mapping[int, int | None] | None = None) -> None:
         self._block_sizes = tuple(block_sizes)
-        self._windowed = tuple(windowed)
+        self._windows = dict(windows or {})
         self._open: dict[str, _Prefill] = {}
         self._transfers: set[str] = set()
 
@@ -59,8 +61,9 @@ class PrefillBook:
         prefill = self._open.get(req_id)
         if prefill is None:
             return
-        if prefill.is_whole:  # it goes on to generate, and its window with it
-            orders.gone += [Gone(req_id, group, len(prefill.tables[group])) for group in self._windowed]
+        if prefill.is_whole:  # it goes on to generate, and its windows with it
+            for group in self._windows if num_computed > prefill.num_tokens else ():
+                self._tell_gone(req_id, group, self._passed(prefill, group, num_computed), orders)
             return
         for table, new in zip(prefill.tables, added or (), strict=False):
             table.extend(new)
@@ -79,6 +82,17 @@ class PrefillBook:
         if spans or prefill.is_whole:
             orders.parts.append(Part(req_id, tuple(spans), prefill.is_whole))
 
+    def _passed(self, prefill: _Prefill, group: int, num_computed: int) -> int:
+        """How many blocks the engine has taken back by the next step, as it counts."""
+        window = self._windows[group]
+        if window is None:
+            return len(prefill.tables[group])
+        return max(num_computed - window + 1, 0) // self._block_sizes[group]
+
+    def _tell_gone(self, req_id: str, group: int, stop: int, orders: Orders) -> None:
+        if stop:
+            orders.gone.append(Gone(req_id, group, stop))
+
     def preempted(self, req_id: str, orders: Orders) -> None:
         """Its blocks were taken away; when it is resumed all of it is brought again."""
         prefill = self._open.get(req_id)
@@ -96,11 +110,10 @@ class PrefillBook:
         if prefill is None:
             return None
         self._transfers.discard(prefill.transfer_id)
-        for group in self._windowed if prefill.tables else ():
+        for group in self._windows if prefill.tables else ():
             both = enumerate(zip(prefill.tables[group], tables[group], strict=False))
             stop = max((place + 1 for place, (had, has) in both if had != NULL_BLOCK == has), default=0)
-            if stop:
-                orders.gone.append(Gone(req_id, group, stop))
+            self._tell_gone(req_id, group, stop, orders)
         reason = None if prefill.is_whole else "the prefill ended before all of the prompt was computed"
         orders.finish.append(Finish(req_id, reason))
         return prefill.transfer_id

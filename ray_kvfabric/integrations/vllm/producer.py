@@ -1,6 +1,7 @@
 """Producer: the worker side of an engine that computes KV for others. A thin shell around SendBook.
 
-engine's thread   follow, save, end_step, take_sent: a lock and a list, no system call but a thread's waking
+engine's thread   follow, save, end_step, take_sent: a lock and a list; a small push, where nothing is ahead of it; and
+                  a wait for pushes that read blocks which the engine is about to use again
 push threads      push what the book says is next
 answer threads    the consumers' offers and declines
 warden            looks once a second after ended requests whose consumer grants nothing
@@ -85,20 +86,18 @@ class Producer:
         if not req_ids:
             return
         with self._changed:
+            deadline = Deadline.after(self._settings.push_timeout_s)
             for req_id in [req_id for req_id in req_ids if self._book.drop(req_id)]:
-                self._wait_for_reader(req_id)
-
-    def _wait_for_reader(self, req_id: str) -> None:
-        deadline = Deadline.after(self._settings.push_timeout_s)
-        while self._book.is_reading(req_id) and self._changed.wait(deadline.remaining_s):
-            pass
+                while self._book.is_reading(req_id) and self._changed.wait(deadline.remaining_s):
+                    pass
 
     def follow(self, orders: Orders) -> None:
         """Waits, as `forget`, for a push that is reading blocks which are to be used for something else."""
         with self._changed:
             for gone in orders.gone:
-                if self._book.lose(gone):
-                    self._wait_for_reader(gone.req_id)
+                deadline = Deadline.after(self._settings.push_timeout_s)
+                while self._book.lose(gone) and self._changed.wait(deadline.remaining_s):
+                    pass
             for begin in orders.begin:
                 self._book.begin(begin)
             for finish in orders.finish:

@@ -75,9 +75,9 @@ class PushQueue:
     def next(self, most_nbytes: int | None = None) -> Push | None:
         """The next to run, with those behind it that bring the next layers of the same blocks; `ended` has to follow.
 
-        At most `most_nbytes`. None while every waiting one belongs to a request of which a push runs, or has more.
+        At most `most_nbytes`. None while the first of every request that waits has more, or another of it runs.
         """
-        index = next((i for i, push in enumerate(self._waiting) if self._may_run(push, most_nbytes)), None)
+        index = self._first(most_nbytes)
         if index is None:
             return None
         push = self._take(index)
@@ -99,10 +99,15 @@ class PushQueue:
             del self._counts[push.req_id]
         return push
 
-    def _may_run(self, push: Push, most_nbytes: int | None) -> bool:
-        if push.req_id in self._running:
-            return False
-        return most_nbytes is None or self.nbytes_of(push.piece) <= most_nbytes
+    def _first(self, most_nbytes: int | None) -> int | None:
+        blocked = set(self._running)
+        for index, push in enumerate(self._waiting):
+            if push.req_id in blocked:
+                continue
+            if most_nbytes is None or self.nbytes_of(push.piece) <= most_nbytes:
+                return index
+            blocked.add(push.req_id)
+        return None
 
     def nbytes_of(self, piece: Piece) -> int:
         lane = self._layout.lanes[piece.lane]

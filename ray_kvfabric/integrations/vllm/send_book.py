@@ -10,12 +10,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ray_kvfabric.integrations.vllm.layout import KVLayout
 from ray_kvfabric.integrations.vllm.orders import Begin, Finish, Gone, Part, Span
+from ray_kvfabric.integrations.vllm.params import transfer_id_of
 from ray_kvfabric.integrations.vllm.pushes import Failure, LaneGrant, Offer, Piece, Push, PushQueue
 
 KEPT = 8192  # ended transfers whose outcome a late grant is told
+OTHER_NS = 4 * 10**9  # so long after its grants a prompt is looked for among those of one call
+
+Value = TypeVar("Value")
 
 UNWANTED = "the other side wants nothing of it"
 DELIVERED = "it was delivered already"
@@ -50,6 +55,7 @@ class SendBook:
         self._req_ids: dict[str, str] = {}  # by transfer_id
         self._early: dict[str, tuple[Offer, int]] = {}  # grants that came before their request, and when
         self._over: OrderedDict[str, str] = OrderedDict()  # transfer_id to how it ended
+        self._seen: OrderedDict[str, None] = OrderedDict()  # what callers name their transfers, without the prompt
         self._step: list[tuple[_Sending, Part]] = []
         self._unsaved: list[set[int]] = []  # by lane, the layers of this step that were not computed yet
         self._pushes = PushQueue(layout)
@@ -61,7 +67,9 @@ class SendBook:
     def begin(self, begin: Begin) -> None:
         sending = self._sending[begin.req_id] = _Sending(begin)
         self._req_ids[begin.transfer_id] = begin.req_id
-        sending.failure = self._over.get(begin.transfer_id)
+        _remember(self._seen, transfer_id_of(begin.transfer_id), None)
+        if self._over.pop(begin.transfer_id, None) == UNWANTED:  # else it is asked for again, as callers may
+            sending.failure = UNWANTED
         offer, _ = self._early.pop(begin.transfer_id, (None, 0))
         if offer is not None:
             self._take(sending, offer)
@@ -129,7 +137,7 @@ class SendBook:
         """As much of it as was granted. The consumer had the rest."""
         assert sending.grants is not None
         granted = sending.grants.get(piece.lane)
-        if granted is None or piece.lane in sending.sealed:
+        if sending.failure is not None or granted is None or piece.lane in sending.sealed:
             return
         skipped = max(granted.first - piece.first, 0)
         room = granted.first + len(granted.grant.blocks) - piece.first
@@ -299,9 +307,7 @@ class SendBook:
         self._end(transfer_id, sending.failure or DELIVERED)
 
     def _end(self, transfer_id: str, how: str) -> None:
-        self._over[transfer_id] = how
-        while len(self._over) > KEPT:
-            self._over.popitem(last=False)
+        _remember(self._over, transfer_id, how)
 
     # ---- time --------------------------------------------------------------------------------------
 
@@ -314,14 +320,27 @@ class SendBook:
         ]
 
     def forget_early(self, now_ns: int) -> None:
-        """Grants of requests that never came; their receivers' own deadlines have ended them by now."""
-        for transfer_id, (_, since_ns) in list(self._early.items()):
-            if now_ns - since_ns > self._early_ns:
-                del self._early[transfer_id]
+        """Grants of requests that never came: their receivers' own deadlines have ended them by now. Where the same
+        transfer came with another prompt they are told.
+        """
+        for key, (offer, since_ns) in list(self._early.items()):
+            waited_ns, name = now_ns - since_ns, transfer_id_of(key)
+            if waited_ns > self._early_ns:
+                del self._early[key]
+            elif waited_ns > OTHER_NS and name in self._seen:
+                del self._early[key]
+                reason = f"transfer {name} has another prompt, or another adapter, here"
+                self._failures += [Failure(each.grant, reason) for each in offer.grants.values()]
 
     @property
     def num_open(self) -> int:
         return len(self._sending)
+
+
+def _remember(kept: OrderedDict[str, Value], key: str, value: Value) -> None:
+    kept[key] = value
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
 
 
 def _span_of(part: Part, group: int) -> Span | None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, MambaSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    FullAttentionSpec,
+    MambaSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 
-PROTOCOL = "2"  # of this package's messages; another number is another protocol
+PROTOCOL = "1"  # of this package's messages; another number is another protocol
 
 
 def is_attention(spec: Any) -> bool:
@@ -24,13 +30,21 @@ def keeps_all(spec: Any) -> bool:
     return isinstance(spec, FullAttentionSpec)
 
 
+def window_of(spec: Any) -> int | None:
+    """Tokens; None where blocks are taken back by another rule."""
+    return spec.sliding_window if isinstance(spec, SlidingWindowSpec) else None
+
+
 def refusal_of(parallel: Any) -> str | None:
     """What of an engine's parallel configuration cannot be served, and why."""
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             return f"{name} is {getattr(parallel, name)}: KVFabricConnector knows workers that hold whole blocks only"
-    if getattr(parallel, "enable_dbo", False):
-        return "enable_dbo is set: KVFabricConnector pushes a layer once, and it is computed in two halves then"
+    if getattr(parallel, "use_ubatching", False):
+        return (
+            "enable_dbo is set, or ubatch_size is above 1: KVFabricConnector pushes a layer once a step, and it is "
+            "computed in several parts then"
+        )
     return None
 
 
