@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 START_S = 600.0
 END_S = 20.0
+RETRY_S = 1.0
 IDLE_STEP_S = 0.001
 ON_CPUS = {
     "dtype": "float32",
@@ -66,8 +68,10 @@ class Engine:
     def __init__(self, options: dict[str, Any]) -> None:
         self._jobs: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._answers: dict[str, Answer] = {}
-        self._thread = threading.Thread(target=self._run, args=(options,))
         self._is_up = threading.Event()
+        self.num_unfinished = 0
+        self._is_successor = ray.get_runtime_context().was_current_actor_reconstructed
+        self._thread = threading.Thread(target=self._run, args=(options,))
         self._thread.start()
 
     async def ready(self) -> bool:
@@ -77,8 +81,13 @@ class Engine:
             await asyncio.sleep(0.1)
         return True
 
+    async def unfinished(self) -> int:
+        """Requests that the engine computes or still sends."""
+        return self.num_unfinished
+
     async def answer(self, request_id: str, prompt: str, max_tokens: int, params: dict[str, Any]) -> AsyncIterator[str]:
         """The text as it is written, piece by piece. Raises ValueError for a request that the engine refuses."""
+        await self.ready()
         answer = self._answers[request_id] = Answer(asyncio.get_running_loop(), asyncio.Queue())
         self._jobs.put(("add", (request_id, prompt, max_tokens, params)))
         try:
@@ -104,7 +113,8 @@ class Engine:
             self._step_all(options)
         except BaseException:
             logger.exception("the engine failed")
-            if self._is_up.is_set():
+            if self._is_up.is_set() or self._is_successor:
+                time.sleep(RETRY_S)
                 os._exit(1)  # Ray starts it anew; nobody waits for an engine that does not step
             raise
 
@@ -118,15 +128,18 @@ class Engine:
         wait_s: float | None = None
         while True:
             with suppress(queue.Empty):
-                job = self._jobs.get(timeout=wait_s)
-                if job is None:
-                    break
-                self._do(engine, *job)
+                while True:
+                    job = self._jobs.get(timeout=wait_s)
+                    if job is None:
+                        engine.engine_core.shutdown()
+                        return
+                    self._do(engine, *job)
+                    wait_s = 0
             outputs = engine.step() if scheduler.has_requests() else []
             for output in outputs:
                 self._tell(output)
+            self.num_unfinished = len(scheduler.requests)
             wait_s = 0 if outputs else IDLE_STEP_S if scheduler.has_requests() else None
-        engine.engine_core.shutdown()
 
     def _do(self, engine: Any, job: str, arguments: tuple[Any, ...]) -> None:
         request_id, *rest = arguments
@@ -214,6 +227,7 @@ class Split:
         }
         resources = dict(settings.bundle)
         options = {
+            "name": f"{self._fabric.name}:{name}",
             "scheduling_strategy": place,
             "num_cpus": resources.pop("CPU", 0),
             "num_gpus": resources.pop("GPU", 0),
@@ -240,25 +254,36 @@ class Split:
         """Both engines begin at once: what the decode engine grants meets the prefill that computes."""
         request_id = uuid.uuid4().hex
         prefill, decode = (min(side, key=lambda each: each.num_open) for side in (self._prefills, self._decodes))
-        for each in (prefill, decode):
-            each.num_open += 1
         wanted = consumer_params(request_id, prefill.name)
         promised = producer_params(request_id, decode.name)
+        decode.num_open += 1
         pieces = decode.actor.answer.remote(request_id, asked.prompt, asked.max_tokens, wanted)
-        filling = prefill.actor.answer.remote(request_id, asked.prompt, 1, promised)
+        filling = asyncio.create_task(fill(prefill, request_id, asked.prompt, promised))
         try:
             async for piece in pieces:
                 yield await piece
         finally:  # also when the caller hangs up
-            for each in (prefill, decode):
-                each.num_open -= 1
-                each.actor.abort.remote(request_id)
-            del filling
+            decode.num_open -= 1
+            decode.actor.abort.remote(request_id)
+            filling.cancel()
 
     def __del__(self) -> None:
         with suppress(RayError, AttributeError):
             ray.get([each.actor.close.remote() for each in (*self._prefills, *self._decodes)], timeout=END_S)
         self._fabric.close()
+
+
+async def fill(prefill: Seated, request_id: str, prompt: str, promised: dict[str, Any]) -> None:
+    """One that fails costs no answer: the decode engine computes what does not come."""
+    prefill.num_open += 1
+    try:
+        async for piece in prefill.actor.answer.remote(request_id, prompt, 1, promised):
+            await piece
+    except RayError as error:
+        logger.info("prefill %s failed: %s", prefill.name, error)
+    finally:
+        prefill.num_open -= 1
+        prefill.actor.abort.remote(request_id)
 
 
 async def resumed(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
