@@ -120,8 +120,8 @@ def test_blocks_that_a_sliding_window_has_passed_are_not_granted() -> None:
 def test_a_transfer_is_asked_for_once() -> None:
     book, orders = DecodeBook([4]), Orders()
     book.arrived("r", Remote("t", "P"), 10, orders)
-    assert book.wanted_tokens("r", 4) == book.wanted_tokens("r", 4) == 6, "asking has no effect"
-    book.allocated("r", [[1, 2, 3]], 6, orders)
+    assert book.wanted_tokens("r", 4) == book.wanted_tokens("r", 4) == 5, "asking has no effect"
+    book.allocated("r", [[1, 2, 3]], 5, orders)
     book.allocated("r", [[1, 2, 3]], 0, orders)  # the engine's second call, once all has come
     assert book.wanted_tokens("r", 0) == 0, "it was preempted: it computes its own KV now"
     assert len(orders.receive) == 1
@@ -155,7 +155,7 @@ def test_a_twin_computes_its_own_kv_until_the_first_one_is_over() -> None:
     book, orders = DecodeBook([4]), Orders()
     for req_id in ("first", "twin"):
         book.arrived(req_id, Remote("t", "P"), 10, orders)
-    assert [book.wanted_tokens(req_id, 0) for req_id in ("first", "twin")] == [10, 0]
+    assert [book.wanted_tokens(req_id, 0) for req_id in ("first", "twin")] == [9, 0]
     assert len(orders.expect) == 1
     book.allocated("first", [[1, 2, 3]], 10, orders)
     book.finished("twin", orders)
@@ -163,7 +163,7 @@ def test_a_twin_computes_its_own_kv_until_the_first_one_is_over() -> None:
     assert not orders.decline
     book.received("first")
     book.arrived("later", Remote("t", "P"), 10, orders)
-    assert book.wanted_tokens("later", 0) == 10
+    assert book.wanted_tokens("later", 0) == 9
 
 
 # ---- the prefill side ------------------------------------------------------------------------------
@@ -183,6 +183,19 @@ def test_chunks_bring_the_blocks_that_they_fill_and_the_last_one_the_rest() -> N
     assert parts(orders) == [Part("r", (Span(0, 1, (6, 7)),), True)]
     book.continued("r", [[8]], 10, 1, orders)
     assert not parts(orders), "what is generated afterwards is nobody's"
+
+
+def test_the_last_block_is_left_for_the_step_that_computes_the_last_token_and_may_write_into_it() -> None:
+    for num_tokens, rest in ((9, (6,)), (10, (7,))):
+        book, orders = PrefillBook([4]), Orders()
+        book.arrived("r", Remote("t", None), num_tokens, orders)
+        book.scheduled("r", [[5, 6, 7]], 0, num_tokens - 1, orders)
+        (part,) = parts(orders)
+        assert not part.is_last
+        book.continued("r", None, num_tokens - 1, 1, orders)
+        (part,) = parts(orders)
+        assert part.is_last
+        assert part.spans[0].blocks == rest
 
 
 def test_what_came_from_the_prefix_cache_is_brought_with_the_first_chunk() -> None:
@@ -243,10 +256,8 @@ def test_blocks_that_left_the_window_at_the_end_or_later_are_said_to_be_gone() -
     assert orders.gone == [Gone("r", 1, 1)], "group 0 attends to everything: nothing of it is taken back"
     book.arrived("s", Remote("u", None), 10, orders)
     book.scheduled("s", [[5, 6, 7], [8, 9, 10]], 0, 10, orders)
-    book.continued("s", None, 10, 1, orders)
-    assert not orders.gone[1:], "the last token of the prompt moves no window that the other side looks through"
     book.continued("s", None, 11, 1, orders)
-    assert orders.gone[1:] == [Gone("s", 1, 2)], "what it generates does"
+    assert orders.gone[1:] == [Gone("s", 1, 2)], "what it generates moves the window on"
 
 
 def test_of_a_window_that_is_no_number_of_tokens_everything_counts_as_gone() -> None:
@@ -699,7 +710,7 @@ def test_whatever_happens_a_delivered_prompt_is_whole_and_its_blocks_are_given_b
     granted = offer("t", num_tokens, [first_there], size)
     events = {"offer": rng(0, 12), "decline": rng(0, 60), "abort": rng(0, 40), "preempt": rng(1, 12)}
     num_generated = rng(0, 3)
-    engine.prefill.arrived("r", Remote("t", "D"), num_tokens, engine.orders)
+    engine.prefill.arrived("r", Remote("t", "D"), engine.prompt, engine.orders)
     is_offered = is_declined = is_aborted = False
     clock = 0
     refusal = None

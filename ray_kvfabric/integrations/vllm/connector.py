@@ -119,8 +119,8 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
             logger.warning("request %s computes its own KV: %s", request.request_id, error)
             return
         remote = wanted or promised
-        num_tokens = request.num_prompt_tokens - 1  # the decode engine computes the last one
-        if remote is None or num_tokens < 1 or request.prompt_embeds is not None:  # whose embeddings have no digest
+        num_tokens = request.num_prompt_tokens
+        if remote is None or num_tokens < 2 or request.prompt_embeds is not None:  # whose embeddings have no digest
             return
         remote = remote._replace(transfer_id=key_of(remote.transfer_id, request.prompt_token_ids, *_makings(request)))
         book = self._prefill if wanted is None else self._decode

@@ -30,12 +30,15 @@ class DecodeBook:
         self._transfers: set[str] = set()  # of both
 
     def arrived(self, req_id: str, remote: Remote, num_tokens: int, orders: Orders) -> None:
-        """A new request that waits for the KV of `num_tokens`. One whose twin waits already computes its own."""
+        """A new request whose prompt has `num_tokens`. One whose twin waits already computes its own KV.
+
+        It waits for the KV of all but the last token, which the engine has to compute itself.
+        """
         assert remote.engine is not None
         if remote.transfer_id in self._transfers:
             return
         self._transfers.add(remote.transfer_id)
-        self._queued[req_id] = _Queued(remote.transfer_id, remote.engine, num_tokens)
+        self._queued[req_id] = _Queued(remote.transfer_id, remote.engine, num_tokens - 1)
         orders.expect.append(Expect(remote.transfer_id))
 
     def wanted_tokens(self, req_id: str, num_computed: int) -> int:

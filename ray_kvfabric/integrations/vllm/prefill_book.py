@@ -2,7 +2,7 @@
 
     begun -> computing, chunk by chunk -> whole          a preemption leads back to the first chunk
 A chunk brings the blocks that it fills, behind those that came from the prefix cache before it; the last chunk brings
-the block that the prompt leaves partly filled. So no block is written twice but after a preemption.
+the last block, filled or not. So none is written twice but after a preemption, and something is left to seal with.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ class PrefillBook:
         self._transfers: set[str] = set()
 
     def arrived(self, req_id: str, remote: Remote, num_tokens: int, orders: Orders) -> None:
-        """A new request whose KV of `num_tokens` is promised. One whose twin is open promises nothing."""
+        """A new request whose prompt has `num_tokens`. One whose twin is open promises nothing.
+
+        The last token's KV is not promised, but waited for: the step that computes it writes into the last block.
+        """
         if remote.transfer_id in self._transfers:
             return
         self._transfers.add(remote.transfer_id)
         self._open[req_id] = _Prefill(remote.transfer_id, num_tokens)
-        orders.begin.append(Begin(req_id, remote.transfer_id, remote.engine, num_tokens))
+        orders.begin.append(Begin(req_id, remote.transfer_id, remote.engine, num_tokens - 1))
 
     def has(self, req_id: str) -> bool:
         return req_id in self._open
@@ -62,7 +65,7 @@ class PrefillBook:
         if prefill is None:
             return
         if prefill.is_whole:  # it goes on to generate, and its windows with it
-            for group in self._windows if num_computed > prefill.num_tokens else ():
+            for group in self._windows:
                 self._tell_gone(req_id, group, self._passed(prefill, group, num_computed), orders)
             return
         for table, new in zip(prefill.tables, added or (), strict=False):
@@ -74,7 +77,8 @@ class PrefillBook:
         prefill.is_whole = computed >= prefill.num_tokens
         spans = []
         for group, (table, size) in enumerate(zip(prefill.tables, self._block_sizes, strict=True)):
-            stop = -(-prefill.num_tokens // size) if prefill.is_whole else computed // size
+            last = -(-(prefill.num_tokens - 1) // size)
+            stop = last if prefill.is_whole else min(computed // size, last - 1)
             first = prefill.sent[group]
             if stop > first:
                 spans.append(Span(group, first, tuple(table[first:stop])))
