@@ -32,7 +32,7 @@ from ray_kvfabric.actors.launch import (
     start_workers,
 )
 from ray_kvfabric.actors.names import checked, placement_name
-from ray_kvfabric.actors.placement import reserve_places
+from ray_kvfabric.actors.placement import reserve
 from ray_kvfabric.actors.shown import EndpointView, members_table
 from ray_kvfabric.actors.transfer import FabricTransfer, PushOrder
 from ray_kvfabric.actors.worker import CacheWorker
@@ -150,9 +150,9 @@ class Fabric(Granting):
         (LLM_TIMEOUT) where the cluster has no room.
         """
         name = placement_name(self.name, uuid.uuid4().hex)
-        reserved, places = reserve_places(name, bundles, placement, Deadline.after(timeout_s))
-        self._reserved.append(reserved)
-        return places
+        reserved = reserve(name, bundles, placement, Deadline.after(timeout_s))
+        self._reserved.append(reserved.group)
+        return reserved.places
 
     @property
     def workers(self) -> dict[int, ActorHandle[Any]]:

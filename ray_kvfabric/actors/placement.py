@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -17,6 +19,13 @@ _STRATEGIES = {"pack": "STRICT_PACK", "spread": "SPREAD"}
 _NEXT_TO_NOTHING = {"CPU": 0.001}  # Ray refuses an empty bundle
 
 
+class Reserved(NamedTuple):
+    """Room, and where in it each bundle lies."""
+
+    group: PlacementGroup
+    places: list[PlacementGroupSchedulingStrategy]
+
+
 def place(
     name: str,
     groups: tuple[WorkerGroup, ...],
@@ -25,66 +34,55 @@ def place(
     deadline: Deadline,
     made: list[PlacementGroup],
 ) -> dict[int, PlacementGroupSchedulingStrategy]:
-    """A place for each cluster_id, none for the placement `any`. Raises as `reserve`."""
+    """A place for each cluster_id, none for the placement `any`; the group made is added to `made`. As `reserve`."""
     if placement == "any":
         return {}
     seats = [(group.first_cluster_id + index, group) for group in groups for index in range(group.count)]
-    bundles = [_bundle({"CPU": group.num_cpus, **group.resources}) for _, group in seats]
+    wanted = [{"CPU": group.num_cpus, **group.resources} for _, group in seats]
     labels = [dict(group.label_selector) for _, group in seats]
     ray_lifetime = "detached" if lifetime == "detached" else None
-    places = reserve(name, bundles, placement, deadline, made, labels=labels, ray_lifetime=ray_lifetime)
-    return {cluster_id: place for (cluster_id, _), place in zip(seats, places, strict=True)}
+    reserved = reserve(name, wanted, placement, deadline, labels=labels, ray_lifetime=ray_lifetime)
+    made.append(reserved.group)
+    return {cluster_id: each for (cluster_id, _), each in zip(seats, reserved.places, strict=True)}
 
 
 def reserve(
     name: str,
-    bundles: list[dict[str, float]],
+    wanted: Sequence[Mapping[str, float]],
     placement: str,
     deadline: Deadline,
-    made: list[PlacementGroup],
     *,
     labels: list[dict[str, str]] | None = None,
     ray_lifetime: str | None = None,
-) -> list[PlacementGroupSchedulingStrategy]:
-    """A place for each bundle, `pack`ed or `spread`; the placement group is added to `made`.
+) -> Reserved:
+    """A bundle for each of `wanted`, `pack`ed or `spread`.
 
-    Raises LLMException (LLM_TIMEOUT) with the bundles and the cluster's resources when there is no room.
+    Raises ConfigError, and LLMException (LLM_TIMEOUT) with the bundles and the cluster's resources when there is no
+    room; then nothing of it stays.
     """
-    reserved = placement_group(
+    if placement not in _STRATEGIES:
+        raise ConfigError(f"placement must be one of {', '.join(_STRATEGIES)}, got {placement!r}")
+    bundles = [_bundle(each) for each in wanted]
+    group = placement_group(
         bundles,
         strategy=_STRATEGIES[placement],
         name=name,
         lifetime=ray_lifetime,
         bundle_label_selector=labels if labels and any(labels) else None,
     )
-    made.append(reserved)
-    try:
-        ray.get(reserved.ready(), timeout=deadline.remaining_s)
-    except (GetTimeoutError, RayError):
-        raise no_room(f"to {placement} {bundles}") from None
-    return [
-        PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=index) for index in range(len(bundles))
-    ]
+    with ExitStack() as undo:
+        undo.callback(remove_placement_group, group)
+        try:
+            ray.get(group.ready(), timeout=deadline.remaining_s)
+        except (GetTimeoutError, RayError):
+            raise no_room(f"to {placement} {bundles}") from None
+        undo.pop_all()
+    places = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=at) for at in range(len(bundles))]
+    return Reserved(group, places)
 
 
 def _bundle(wanted: Mapping[str, float]) -> dict[str, float]:
     return {name: amount for name, amount in wanted.items() if amount > 0} or _NEXT_TO_NOTHING
-
-
-def reserve_places(
-    name: str, wanted: Sequence[Mapping[str, float]], placement: str, deadline: Deadline
-) -> tuple[PlacementGroup, list[PlacementGroupSchedulingStrategy]]:
-    """`reserve` for actors of any class; what was made ends when there is no room. Raises ConfigError as well."""
-    if placement not in _STRATEGIES:
-        raise ConfigError(f"placement must be one of {', '.join(_STRATEGIES)}, got {placement!r}")
-    made: list[PlacementGroup] = []
-    try:
-        places = reserve(name, [_bundle(each) for each in wanted], placement, deadline, made)
-    except BaseException:
-        for each in made:
-            remove_placement_group(each)
-        raise
-    return made[0], places
 
 
 def no_room(wanted: str) -> LLMException:
