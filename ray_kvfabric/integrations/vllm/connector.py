@@ -67,8 +67,8 @@ class KVFabricConnector(base.KVConnectorBase_V1, base.SupportsHMA):  # type: ign
             self._worker = self._take_seat(vllm_config, kv_cache_config, settings)
             if not HAS_ALLOCATOR:
                 self._worker.begin_allocation()
-        sizes = [groups[index].kv_cache_spec.block_size for index in self._groups]
         specs = [groups[index].kv_cache_spec for index in self._groups]
+        sizes = [spec.block_size for spec in specs]
         windows = {group: window_of(spec) for group, spec in enumerate(specs) if not keeps_all(spec)}
         self._decode = DecodeBook(sizes)
         self._prefill = PrefillBook(sizes, windows)

@@ -27,7 +27,6 @@ class DecodeBook:
         self._block_sizes = tuple(block_sizes)
         self._queued: dict[str, _Queued] = {}
         self._begun: dict[str, str] = {}  # req_id to transfer_id
-        self._transfers: set[str] = set()  # of both
 
     def arrived(self, req_id: str, remote: Remote, num_tokens: int, orders: Orders) -> None:
         """A new request whose prompt has `num_tokens`. One whose twin waits already computes its own KV.
@@ -35,11 +34,15 @@ class DecodeBook:
         It waits for the KV of all but the last token, which the engine has to compute itself.
         """
         assert remote.engine is not None
-        if remote.transfer_id in self._transfers:
+        if self._has_twin(remote.transfer_id):
             return
-        self._transfers.add(remote.transfer_id)
         self._queued[req_id] = _Queued(remote.transfer_id, remote.engine, num_tokens - 1)
         orders.expect.append(Expect(remote.transfer_id))
+
+    def _has_twin(self, transfer_id: str) -> bool:
+        """One look a request, at those that are open."""
+        queued = any(each.transfer_id == transfer_id for each in self._queued.values())
+        return queued or transfer_id in self._begun.values()
 
     def wanted_tokens(self, req_id: str, num_computed: int) -> int:
         """How many tokens' KV the engine shall allocate for; 0 for a request that computes its own. No side effect."""
@@ -52,7 +55,6 @@ class DecodeBook:
         if queued is None:
             return
         if num_external == 0:  # the engine has decided to compute all of it
-            self._transfers.discard(queued.transfer_id)
             orders.decline.append(Decline(queued.transfer_id, queued.source))
             return
         spans = tuple(
@@ -76,17 +78,13 @@ class DecodeBook:
         """The request ended, in whatever way and state."""
         queued = self._queued.pop(req_id, None)
         if queued is not None:
-            self._transfers.discard(queued.transfer_id)
             orders.decline.append(Decline(queued.transfer_id, queued.source))
-        elif req_id in self._begun:
-            self.received(req_id)
+        elif self._begun.pop(req_id, None) is not None:
             orders.revoke.append(req_id)
 
     def received(self, req_id: str) -> None:
         """The worker has reported the end of the transfer."""
-        transfer_id = self._begun.pop(req_id, None)
-        if transfer_id is not None:
-            self._transfers.discard(transfer_id)
+        self._begun.pop(req_id, None)
 
     @property
     def num_open(self) -> int:

@@ -34,8 +34,7 @@ def wanted_from(params: Mapping[str, Any] | None) -> Remote | None:
     """Whose KV the request waits for; None when it computes its own. Raises BadParams."""
     if not params or not params.get(PULLS):
         return None
-    if params.get(PUSHES):
-        raise BadParams(f"kv_transfer_params has both {PULLS!r} and {PUSHES!r}: a request is one side of its transfer")
+    _check_one_side(params)
     return Remote(_text(params, TRANSFER_ID), _text(params, ENGINE_ID))
 
 
@@ -43,8 +42,7 @@ def promised_to(params: Mapping[str, Any] | None) -> Remote | None:
     """Who will want the request's KV; None when nobody. Raises BadParams."""
     if not params or not params.get(PUSHES):
         return None
-    if params.get(PULLS):
-        raise BadParams(f"kv_transfer_params has both {PULLS!r} and {PUSHES!r}: a request is one side of its transfer")
+    _check_one_side(params)
     transfer_id = _text(params, TRANSFER_ID) if params.get(TRANSFER_ID) is not None else uuid.uuid4().hex
     engine = _text(params, ENGINE_ID) if params.get(ENGINE_ID) is not None else None
     return Remote(transfer_id, engine)
@@ -68,6 +66,11 @@ def consumer_params(transfer_id: str, producer: str) -> dict[str, Any]:
 
 def producer_params(transfer_id: str, consumer: str | None) -> dict[str, Any]:
     return {PULLS: False, PUSHES: True, TRANSFER_ID: transfer_id, ENGINE_ID: consumer}
+
+
+def _check_one_side(params: Mapping[str, Any]) -> None:
+    if params.get(PULLS) and params.get(PUSHES):
+        raise BadParams(f"kv_transfer_params has both {PULLS!r} and {PUSHES!r}: a request is one side of its transfer")
 
 
 def _text(params: Mapping[str, Any], name: str) -> str:

@@ -34,16 +34,14 @@ class PrefillBook:
         self._block_sizes = tuple(block_sizes)
         self._windows = dict(windows or {})
         self._open: dict[str, _Prefill] = {}
-        self._transfers: set[str] = set()
 
     def arrived(self, req_id: str, remote: Remote, num_tokens: int, orders: Orders) -> None:
         """A new request whose prompt has `num_tokens`. One whose twin is open promises nothing.
 
         The last token's KV is not promised, but waited for: the step that computes it writes into the last block.
         """
-        if remote.transfer_id in self._transfers:
+        if any(each.transfer_id == remote.transfer_id for each in self._open.values()):
             return
-        self._transfers.add(remote.transfer_id)
         self._open[req_id] = _Prefill(remote.transfer_id, num_tokens)
         orders.begin.append(Begin(req_id, remote.transfer_id, remote.engine, num_tokens - 1))
 
@@ -113,7 +111,6 @@ class PrefillBook:
         prefill = self._open.pop(req_id, None)
         if prefill is None:
             return None
-        self._transfers.discard(prefill.transfer_id)
         for group in self._windows if prefill.tables else ():
             both = enumerate(zip(prefill.tables[group], tables[group], strict=False))
             stop = max((place + 1 for place, (had, has) in both if had != NULL_BLOCK == has), default=0)
