@@ -79,21 +79,19 @@ class Deployment:
 
     def complete(self, prompt: Sequence[int], tokens: int = TOKENS, timeout_s: float = 90.0) -> list[int]:
         """The tokens of the answer. Raises RuntimeError for an answer that is an error."""
-        connection, answer = self.ask(prompt, tokens, timeout_s=timeout_s)
-        try:
-            body = json.loads(answer.read())
-        finally:
-            connection.close()
-        if answer.status != 200:
-            raise RuntimeError(f"{answer.status}: {body}")
-        return list(body["choices"][0]["token_ids"])
+        answer = self.post("completions", timeout_s, prompt=list(prompt), max_tokens=tokens)
+        return list(answer["choices"][0]["token_ids"])
 
-    def post(self, path: str, **fields: Any) -> dict[str, Any]:
+    def fingerprint(self, prompt: Sequence[int]) -> str:
+        """What the answering engine says of itself."""
+        return str(self.post("completions", prompt=list(prompt), max_tokens=1)["system_fingerprint"])
+
+    def post(self, path: str, timeout_s: float = 90.0, **fields: Any) -> dict[str, Any]:
         """The answer to a request with any fields. Raises RuntimeError for an error."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
-        body = json.dumps({"model": "demo", "temperature": 0, "ignore_eos": True, **fields})
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
-            connection.request("POST", f"/{self.name}/v1/{path}", body, {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", f"/{self.name}/v1/{path}", self.body(**fields), headers)
             answer = connection.getresponse()
             found: dict[str, Any] = json.loads(answer.read())
         finally:
@@ -102,29 +100,8 @@ class Deployment:
             raise RuntimeError(f"{answer.status}: {found}")
         return found
 
-    def fingerprint(self, prompt: Sequence[int]) -> str:
-        """What the answering engine says of itself."""
-        connection, answer = self.ask(prompt, 1)
-        try:
-            return str(json.loads(answer.read())["system_fingerprint"])
-        finally:
-            connection.close()
-
-    def ask(
-        self, prompt: Sequence[int], tokens: int = TOKENS, *, stream: bool = False, timeout_s: float = 90.0
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
-        connection.request(
-            "POST",
-            f"/{self.name}/v1/completions",
-            self.body(prompt, tokens, stream),
-            {"Content-Type": "application/json"},
-        )
-        return connection, connection.getresponse()
-
-    def body(self, prompt: Sequence[int], tokens: int, stream: bool) -> str:
-        fields = {"model": "demo", "prompt": list(prompt), "max_tokens": tokens, "temperature": 0}
-        return json.dumps({**fields, "ignore_eos": True, "return_token_ids": True, "stream": stream})
+    def body(self, **fields: Any) -> str:
+        return json.dumps({"model": "demo", "temperature": 0, "ignore_eos": True, "return_token_ids": True, **fields})
 
     def complete_all(self, prompts: Sequence[Sequence[int]], tokens: int = TOKENS) -> list[list[int]]:
         with ThreadPoolExecutor(len(prompts)) as threads:

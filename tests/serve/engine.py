@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from ray_kvfabric.integrations.vllm.params import PUSHES
+
 START_S = 120.0
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -160,8 +162,7 @@ class _Driver:
         self._begun: dict[str, float] = {}
         self._first: dict[str, float] = {}
         self._steps = 0
-        self._preempted: set[tuple[str, int]] = set()
-        self._preempted_promises: set[str] = set()
+        self._preempted: dict[tuple[str, int], bool] = {}  # a request and how often, to whether its KV was promised
         self._is_open = True
 
     def run(self) -> None:
@@ -198,14 +199,9 @@ class _Driver:
         self._steps += 1
         outputs = self._engine.step()
         self._preempted |= {
-            (request.request_id, request.num_preemptions)
+            (request.request_id, request.num_preemptions): bool((request.kv_transfer_params or {}).get(PUSHES))
             for request in self._scheduler.requests.values()
             if request.num_preemptions
-        }
-        self._preempted_promises |= {
-            request.request_id
-            for request in self._scheduler.requests.values()
-            if request.num_preemptions and (request.kv_transfer_params or {}).get("do_remote_decode")
         }
         now = time.monotonic()
         for output in outputs:
@@ -247,8 +243,8 @@ class _Driver:
         return len(self._preempted)
 
     def preempted_promises(self) -> int:
-        """Requests whose KV was promised to a decode engine."""
-        return len(self._preempted_promises)
+        """Of requests whose KV was promised to a decode engine."""
+        return sum(self._preempted.values())
 
     def steps(self) -> int:
         return self._steps

@@ -38,7 +38,7 @@ class Answers:
 
 def hang_up(split: Deployment, prompt: list[int], after_s: float) -> None:
     """Sends a request and closes the connection under it."""
-    body = split.body(prompt, 200, stream=True).encode()
+    body = split.body(prompt=prompt, max_tokens=200, stream=True).encode()
     head = f"POST /{split.name}/v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", split.port), timeout=10) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

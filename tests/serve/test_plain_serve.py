@@ -138,9 +138,8 @@ def test_a_killed_prefill_engine_costs_no_answer_and_comes_back(port: int, right
             time.sleep(0.5)
 
 
-@pytest.mark.parametrize("file", ["serve_npus.yaml"])
-def test_the_shipped_settings_for_npus_are_ones_that_the_application_knows(file: str) -> None:
-    (application,) = yaml.safe_load((ROOT / "configs" / file).read_text())["applications"]
+def test_the_shipped_settings_for_npus_are_ones_that_the_application_knows() -> None:
+    (application,) = yaml.safe_load((ROOT / "configs" / "serve_npus.yaml").read_text())["applications"]
     module, builder = application["import_path"].split(":")
     assert (module, getattr(serve_split, builder)) == ("serve_split", serve_split.build)
     settings = serve_split.Settings.model_validate(application["args"])

@@ -83,10 +83,10 @@ def test_calls_with_several_prompts_or_answers_get_each_the_right_one(split: Dep
     several, right = answers.prompts[4:8], answers.right[4:8]
     split.forget_prefixes("Prefill")
     split.forget_prefixes("Decode")
-    fields = {"max_tokens": TOKENS, "return_token_ids": True}
-    choices = split.post("completions", prompt=several, **fields)["choices"]
+    choices = split.post("completions", prompt=several, max_tokens=TOKENS)["choices"]
     assert [each["token_ids"] for each in sorted(choices, key=lambda each: each["index"])] == right
-    choices = split.post("completions", prompt=several[0], n=3, min_tokens=5, **fields, **GREEDY)["choices"]
+    fields = {"max_tokens": TOKENS, "n": 3, "min_tokens": 5, **GREEDY}
+    choices = split.post("completions", prompt=several[0], **fields)["choices"]
     assert [each["token_ids"] for each in choices] == [right[0]] * 3
     split.settle()
 
@@ -95,9 +95,8 @@ def test_a_chat_gets_the_answer_that_its_rendered_prompt_gets(split: Deployment)
     words = [
         {"role": "user", "content": "Describe a module that reads files, and what it returns when there is none. " * 9}
     ]
-    fields = {"max_tokens": TOKENS, "return_token_ids": True}
-    chat = split.post("chat/completions", messages=words, **fields)
-    rendered = split.post("completions", prompt=chat["prompt_token_ids"], **fields)
+    chat = split.post("chat/completions", messages=words, max_tokens=TOKENS)
+    rendered = split.post("completions", prompt=chat["prompt_token_ids"], max_tokens=TOKENS)
     assert chat["choices"][0]["token_ids"] == rendered["choices"][0]["token_ids"]
     split.settle()
 
