@@ -87,10 +87,10 @@ class Engine:
 
     async def answer(self, request_id: str, prompt: str, max_tokens: int, params: dict[str, Any]) -> AsyncIterator[str]:
         """The text as it is written, piece by piece. Raises ValueError for a request that the engine refuses."""
-        await self.ready()
         answer = self._answers[request_id] = Answer(asyncio.get_running_loop(), asyncio.Queue())
         self._jobs.put(("add", (request_id, prompt, max_tokens, params)))
         try:
+            await self.ready()
             while (piece := await answer.pieces.get()) is not None:
                 if isinstance(piece, Exception):
                     raise ValueError(str(piece))
