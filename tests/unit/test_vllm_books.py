@@ -360,6 +360,40 @@ def test_a_prompt_that_is_asked_for_again_is_sent_again() -> None:
         assert book.take_sent() == ["r"]
 
 
+def test_a_decline_is_for_one_request_and_a_later_one_is_sent() -> None:
+    for comes_first in (True, False):
+        book = SendBook(layout())
+        if comes_first:
+            book.declined("t")
+        book.begin(Begin("r", "t", "D", 8))
+        if not comes_first:
+            book.declined("t")
+        book.finish(Finish("r", None), 0)
+        assert book.take_sent() == ["r"]
+        book.begin(Begin("s", "t", "D", 8))
+        assert book.offered(offer("t", 8, [0], 4), 0) is None
+        one_part(book, (5, 6), req_id="s")
+        assert run_all(book)
+
+
+def test_a_transfer_that_is_asked_for_again_while_its_first_request_still_sends_is_not_forgotten_with_it() -> None:
+    book = SendBook(layout())
+    book.begin(Begin("r", "t", "D", 8))
+    book.offered(offer("t", 8, [0], 4), 0)
+    one_part(book, (5, 6))
+    push = book.next_push()
+    assert push is not None
+    book.finish(Finish("r", None), 0)
+    book.begin(Begin("s", "t", "D", 8))
+    book.ended(push, None)
+    assert book.take_sent() == ["r"]
+    assert book.offered(offer("t", 8, [0], 4), 0) is None
+    one_part(book, (7, 8), req_id="s")
+    assert [each.piece.blocks for each in run_all(book)] == [(7, 8)]
+    book.finish(Finish("s", None), 0)
+    assert book.take_sent() == ["s"]
+
+
 def test_a_small_push_does_not_overtake_a_large_one_of_its_request() -> None:
     book = SendBook(layout())
     book.begin(Begin("r", "t", None, 16))

@@ -53,7 +53,10 @@ async def _drain(backend: Any) -> None:
     try:
         fabric = await asyncio.to_thread(Fabric.connect, backend.settings.fabric)
         workers = [cluster_id_of(backend.engine_id, rank) for rank in range(ranks)]
-        await asyncio.gather(*(asyncio.to_thread(_drain_worker, fabric, worker, deadline) for worker in workers))
+        try:
+            await asyncio.gather(*(asyncio.to_thread(_drain_worker, fabric, worker, deadline) for worker in workers))
+        finally:
+            await asyncio.to_thread(fabric.close)
     except FabricError as error:
         logger.warning("engine %s was not drained: %s", backend.engine_id, error)
 

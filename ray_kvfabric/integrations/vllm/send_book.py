@@ -55,6 +55,7 @@ class SendBook:
         self._req_ids: dict[str, str] = {}  # by transfer_id
         self._early: dict[str, tuple[Offer, int]] = {}  # grants that came before their request, and when
         self._over: OrderedDict[str, str] = OrderedDict()  # transfer_id to how it ended
+        self._declined: OrderedDict[str, None] = OrderedDict()  # transfer_ids of requests that are still to come
         self._seen: OrderedDict[str, None] = OrderedDict()  # what callers name their transfers, without the prompt
         self._step: list[tuple[_Sending, Part]] = []
         self._unsaved: list[set[int]] = []  # by lane, the layers of this step that were not computed yet
@@ -68,7 +69,9 @@ class SendBook:
         sending = self._sending[begin.req_id] = _Sending(begin)
         self._req_ids[begin.transfer_id] = begin.req_id
         _remember(self._seen, transfer_id_of(begin.transfer_id), None)
-        if self._over.pop(begin.transfer_id, None) == UNWANTED:  # else it is asked for again, as callers may
+        self._over.pop(begin.transfer_id, None)  # callers may ask for a transfer again
+        if begin.transfer_id in self._declined:
+            del self._declined[begin.transfer_id]
             sending.failure = UNWANTED
         offer, _ = self._early.pop(begin.transfer_id, (None, 0))
         if offer is not None:
@@ -205,7 +208,7 @@ class SendBook:
         """A consumer's grants. Returns why they are of no use, or None. The same offer twice is one."""
         req_id = self._req_ids.get(offer.transfer_id)
         if req_id is None:
-            over = self._over.get(offer.transfer_id)
+            over = UNWANTED if offer.transfer_id in self._declined else self._over.get(offer.transfer_id)
             if over is None:
                 first, _ = self._early.setdefault(offer.transfer_id, (offer, now_ns))
                 return None if first.grants == offer.grants else TAKEN
@@ -234,10 +237,10 @@ class SendBook:
         """The consumer will grant nothing."""
         self._early.pop(transfer_id, None)
         req_id = self._req_ids.get(transfer_id)
-        if req_id is None:
-            self._end(transfer_id, UNWANTED)
-        else:
+        if req_id is not None:
             self._give_up(self._sending[req_id], UNWANTED)
+        elif transfer_id not in self._over:
+            _remember(self._declined, transfer_id, None)
 
     def give_up(self, req_id: str, reason: str) -> None:
         """Nobody seems to want it. Nothing for a request that has its grants."""
@@ -303,11 +306,9 @@ class SendBook:
         req_id, transfer_id = sending.begin.req_id, sending.begin.transfer_id
         self._sent.append(req_id)
         del self._sending[req_id]
-        self._req_ids.pop(transfer_id, None)
-        self._end(transfer_id, sending.failure or DELIVERED)
-
-    def _end(self, transfer_id: str, how: str) -> None:
-        _remember(self._over, transfer_id, how)
+        if self._req_ids.get(transfer_id) == req_id:  # else it was asked for again already
+            del self._req_ids[transfer_id]
+            _remember(self._over, transfer_id, sending.failure or DELIVERED)
 
     # ---- time --------------------------------------------------------------------------------------
 
@@ -338,7 +339,9 @@ class SendBook:
 
 
 def _remember(kept: OrderedDict[str, Value], key: str, value: Value) -> None:
+    """The latest KEPT stay."""
     kept[key] = value
+    kept.move_to_end(key)
     while len(kept) > KEPT:
         kept.popitem(last=False)
 
