@@ -46,11 +46,23 @@ kvf_writer *kvf_board_writer(kvf_page *page, uint64_t at, uint32_t writer) {
     return (kvf_writer *)(page->boards + at + sizeof(kvf_board)) + writer;
 }
 
+enum { FOR_SEALS = 1, FOR_WRITES = 2 }; /* futex bit sets */
+
+static void ring(kvf_board *board, const _Atomic uint32_t *sleepers, uint32_t whom) {
+    atomic_fetch_add(&board->bell, 1);
+    if (atomic_load(sleepers) != 0)
+        syscall(SYS_futex, &board->bell, FUTEX_WAKE_BITSET, INT_MAX, NULL, NULL, whom);
+}
+
 void kvf_board_ring(kvf_page *page, uint64_t at) {
     kvf_board *board = board_at(page, at);
-    atomic_fetch_add(&board->bell, 1);
-    if (atomic_load(&board->sleepers) != 0)
-        syscall(SYS_futex, &board->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    ring(board, &board->sleepers, FUTEX_BITSET_MATCH_ANY);
+}
+
+/* Who waits for seals sleeps on: a receiver that every push wakes takes a core from those who compute. */
+void kvf_board_ring_written(kvf_page *page, uint64_t at) {
+    kvf_board *board = board_at(page, at);
+    ring(board, &board->followers, FOR_WRITES);
 }
 
 /* ---- writers, inside a cell of the grant's slot ------------------------------------------------------- */
@@ -200,30 +212,38 @@ static int moving_writer_is_gone(kvf_page *page, uint64_t at, uint32_t *writer) 
     return 0;
 }
 
-static void sleep_on_board(kvf_board *board, uint32_t seen, int64_t until_ns) {
+static void sleep_on_board(kvf_board *board, const kvf_wish *wish, uint32_t seen, int64_t until_ns) {
     struct timespec until = {.tv_sec = until_ns / NS, .tv_nsec = until_ns % NS};
+    uint32_t follows = wish->wants_seals ? 0 : 1, which = follows ? FOR_WRITES : FOR_SEALS;
+    atomic_fetch_add(&board->followers, follows);
     atomic_fetch_add(&board->sleepers, 1);
     if (atomic_load(&board->bell) == seen)
-        syscall(SYS_futex, &board->bell, FUTEX_WAIT_BITSET, seen, &until, NULL, FUTEX_BITSET_MATCH_ANY);
+        syscall(SYS_futex, &board->bell, FUTEX_WAIT_BITSET, seen, &until, NULL, which);
     atomic_fetch_sub(&board->sleepers, 1);
+    atomic_fetch_sub(&board->followers, follows);
 }
 
 /* As look, but never KVF_NOT_YET: it sleeps until there is more to say, a writer has died (KVF_PEER_DEAD) or the
  * deadline has passed. A writer that sealed before it died has not died for this. */
 int kvf_board_await(kvf_page *page, const kvf_wish *wish, int64_t deadline_ns, uint32_t *writer) {
     kvf_board *board = board_at(page, wish->at);
+    int64_t watched_ns = 0;
     for (;;) {
         uint32_t seen = atomic_load(&board->bell), other;
-        int gone = moving_writer_is_gone(page, wish->at, writer);
+        int64_t now = kvf_monotonic_ns();
+        int gone = 0;
+        if (now - watched_ns >= WATCH_NAP_NS) { /* it reads /proc */
+            gone = moving_writer_is_gone(page, wish->at, writer);
+            watched_ns = now;
+        }
         int status = kvf_board_look(page, wish, gone ? &other : writer);
         if (status != KVF_NOT_YET)
             return status;
         if (gone)
             return KVF_PEER_DEAD;
-        int64_t now = kvf_monotonic_ns();
         if (now >= deadline_ns)
             return KVF_TIMED_OUT;
-        int64_t nap = now + WATCH_NAP_NS;
-        sleep_on_board(board, seen, nap < deadline_ns ? nap : deadline_ns);
+        int64_t nap = watched_ns + WATCH_NAP_NS;
+        sleep_on_board(board, wish, seen, nap < deadline_ns ? nap : deadline_ns);
     }
 }

@@ -46,7 +46,8 @@ typedef struct {
     uint32_t has_digests;
     _Atomic uint32_t bell;
     _Atomic uint32_t sleepers;
-    unsigned char pad[68];
+    _Atomic uint32_t followers; /* the sleepers that wait for writes, not for seals */
+    unsigned char pad[64];
 } kvf_board;
 
 _Static_assert(sizeof(kvf_board) == 128, "a board's head is two cache lines");
@@ -95,6 +96,7 @@ int kvf_board_await(kvf_page *page, const kvf_wish *wish, int64_t deadline_ns, u
 uint64_t kvf_board_covered(kvf_page *page, uint64_t at, const kvf_share *share);
 kvf_writer *kvf_board_writer(kvf_page *page, uint64_t at, uint32_t writer);
 uint32_t *kvf_board_digests(kvf_page *page, uint64_t at, uint32_t tensor);
-void kvf_board_ring(kvf_page *page, uint64_t at);
+void kvf_board_ring(kvf_page *page, uint64_t at); /* something has ended: all who sleep */
+void kvf_board_ring_written(kvf_page *page, uint64_t at);
 
 #endif

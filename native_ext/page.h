@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define KVF_PAGE_MAGIC 0x6b76666162726963ULL /* "kvfabric" */
-#define KVF_PAGE_VERSION 2
+#define KVF_PAGE_VERSION 3
 #define KVF_SLOTS 16384
 #define KVF_LINKS 256
 #define KVF_CELLS 8

@@ -134,6 +134,7 @@ cdef extern from "board.h" nogil:
     kvf_writer *kvf_board_writer(kvf_page *page, uint64_t at, uint32_t writer)
     uint32_t *kvf_board_digests(kvf_page *page, uint64_t at, uint32_t tensor)
     void kvf_board_ring(kvf_page *page, uint64_t at)
+    void kvf_board_ring_written(kvf_page *page, uint64_t at)
 
 cdef extern from *:
     """
@@ -393,7 +394,7 @@ cdef class SharedPage:
               bint seals):
         """What a writer has written, `share` being (first tensor, tensors, first block, blocks) of the grant.
 
-        Inside a cell of the grant, or of a local user's. Wakes the receiver.
+        Inside a cell of the grant, or of a local user's. Wakes who waits for it.
         """
         cdef kvf_share covered = kvf_share(share[0], share[1], share[2], share[3])
         cdef const uint32_t *told = NULL
@@ -404,7 +405,9 @@ cdef class SharedPage:
         kvf_board_cover(self.page, at, writer, &covered, told, nbytes)
         if seals:
             kvf_board_seal(self.page, at, writer)
-        kvf_board_ring(self.page, at)
+            kvf_board_ring(self.page, at)
+        else:
+            kvf_board_ring_written(self.page, at)
 
     def bind(self, uint64_t at, bytes seal, uint32_t writer, uint64_t owner, int64_t pid, uint64_t cluster_id,
              uint32_t transport):

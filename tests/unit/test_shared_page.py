@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -173,3 +174,69 @@ def test_a_number_that_is_a_threads_by_now_is_no_process() -> None:
     assert not shared_page.is_gone(os.getpid())
     end.set()
     thread.join()
+
+
+# ---- boards ------------------------------------------------------------------------------------------
+
+SEAL = bytes(range(16))
+WHOLE = (0, 2, 0, 8)  # two tensors of eight blocks
+
+
+def board(page: SharedPage, writers: int) -> int:
+    """The fence of a grant whose board lies at 0."""
+    slot, fence = page.publish_slot() or pytest.fail("a new page has slots")
+    page.init_board(0, SEAL, Deadline.after(60).at_ns, slot, fence, writers, 2, 8, False)
+    return fence
+
+
+class Waiter(threading.Thread):
+    """Waits for all of a board; knows how often it was woken, or woke."""
+
+    def __init__(self, page: SharedPage, fence: int, wants_seals: bool) -> None:
+        super().__init__()
+        self._wish = (0, fence, WHOLE, wants_seals, Deadline.after(10).at_ns)
+        self._page = page
+        self.outcome = (shared_page.NOT_YET, 0)
+        self.wakes = 0
+
+    def run(self) -> None:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        self.outcome = self._page.await_board(*self._wish)
+        self.wakes = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+
+
+def test_a_write_wakes_who_waits_for_writes_and_a_seal_who_waits_for_the_end(page: SharedPage) -> None:
+    fence = board(page, writers=1)
+    assert page.bind(0, SEAL, 0, 5, os.getpid(), 1, 1) == shared_page.OK
+    until_sealed, until_written = Waiter(page, fence, True), Waiter(page, fence, False)
+    until_sealed.start()
+    until_written.start()
+    for number in range(200):
+        time.sleep(2e-3)
+        page.cover(0, 0, (number % 2, 1, 0, 4), None, 1, False)  # half of it, again and again
+    page.cover(0, 0, WHOLE, None, 1, False)
+    until_written.join(5)
+    assert until_written.outcome == (shared_page.OK, 0)
+    assert until_sealed.is_alive()
+    page.cover(0, 0, WHOLE, None, 1, True)
+    until_sealed.join(5)
+    assert until_sealed.outcome == (shared_page.OK, 0)
+    assert until_written.wakes > 100
+    assert until_sealed.wakes < until_written.wakes / 3
+
+
+def test_a_writer_that_died_is_noticed_while_another_goes_on_writing(page: SharedPage) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    fence = board(page, writers=2)
+    assert page.bind(0, SEAL, 0, 5, os.getpid(), 1, 1) == shared_page.OK
+    assert page.bind(0, SEAL, 1, 6, child.pid, 2, 1) == shared_page.OK
+    waiter = Waiter(page, fence, False)
+    waiter.start()
+    child.kill()
+    child.communicate()
+    end = time.monotonic() + 5
+    while waiter.is_alive() and time.monotonic() < end:
+        page.cover(0, 0, (0, 1, 0, 4), None, 1, False)
+        time.sleep(1e-3)
+    assert waiter.outcome == (shared_page.PEER_DEAD, 1)
+    waiter.join(10)
