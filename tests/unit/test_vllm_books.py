@@ -595,11 +595,13 @@ def test_one_requests_slow_push_does_not_keep_anothers_and_its_own_stay_in_order
     book.saved("a0", None, 0)
     slow = book.next_push()
     book.saved("b0", None, 0)
+    assert book.is_ready
     other = book.next_push()
     assert slow is not None
     assert other is not None
     assert (slow.req_id, other.req_id) == ("r", "s")
     assert book.next_push() is None, "r's next layers wait for its first"
+    assert not book.is_ready
 
 
 # ---- everything at once ----------------------------------------------------------------------------
@@ -706,7 +708,9 @@ class Engine:
 
     def push_some(self) -> None:
         most_nbytes = self.rng(1, 6) * FORM.block_nbytes if self.rng(0, 1) else None
+        is_ready = self.send.is_ready
         if self.rng(0, 1) and (push := self.send.next_push(most_nbytes)) is not None:
+            assert is_ready, "a push thread would not have been woken for it"
             self.running.append(push)
         if self.rng(0, 3) == 0:
             self.land_all()

@@ -67,7 +67,9 @@ class Producer:
         self._timeline = timeline
         self._is_on_device = any(cache.cache_desc.placement.name == "DEVICE" for cache in caches)
         self._book = SendBook(layout, int(settings.transfer_timeout_s * 1e9))
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # of the book
+        self._has_work = threading.Condition(self._lock)
+        self._has_ended = threading.Condition(self._lock)  # a push
         self._is_closed = threading.Event()
         self.has_step = False  # this step computes KV for somebody
         self._unknown_since: dict[str, int] = {}  # by transfer_id
@@ -85,18 +87,18 @@ class Producer:
         """Their blocks are about to be used for something else. Waits for a push that is reading them just now."""
         if not req_ids:
             return
-        with self._changed:
+        with self._lock:
             deadline = Deadline.after(self._settings.push_timeout_s)
             for req_id in [req_id for req_id in req_ids if self._book.drop(req_id)]:
-                while self._book.is_reading(req_id) and self._changed.wait(deadline.remaining_s):
+                while self._book.is_reading(req_id) and self._has_ended.wait(deadline.remaining_s):
                     pass
 
     def follow(self, orders: Orders) -> None:
         """Waits, as `forget`, for a push that is reading blocks which are to be used for something else."""
-        with self._changed:
+        with self._lock:
             for gone in orders.gone:
                 deadline = Deadline.after(self._settings.push_timeout_s)
-                while self._book.lose(gone) and self._changed.wait(deadline.remaining_s):
+                while self._book.lose(gone) and self._has_ended.wait(deadline.remaining_s):
                     pass
             for begin in orders.begin:
                 self._book.begin(begin)
@@ -104,8 +106,7 @@ class Producer:
                 self._book.finish(finish, time.monotonic_ns())
             self._book.start_step(orders.parts)
             self.has_step = self._book.has_step
-            if self._book.has_work:
-                self._changed.notify()
+            self._wake()
 
     def save(self, layer: str) -> None:
         """The KV of this layer that the step computes is in the cache, or will be once the stream has come so far.
@@ -117,13 +118,13 @@ class Producer:
         now_ns, mark = time.monotonic_ns(), self._mark()
         if self._timeline is not None:
             self._timeline.computed(layer, [transfer_id_of(key) for key in self._book.step_transfers], now_ns)
-        with self._changed:
+        with self._lock:
             has_work = self._book.saved(layer, mark, now_ns)
         if has_work:
             self._push_small()
 
     def end_step(self) -> None:
-        with self._changed:
+        with self._lock:
             has_work = self._book.end_step(self._mark(), time.monotonic_ns())
         if has_work:
             self._push_small()
@@ -133,15 +134,20 @@ class Producer:
         """SMALL_NBYTES at once, where no push is ahead of them; what is left is for the push threads."""
         left = 0 if self._is_on_device else SMALL_NBYTES
         while True:
-            with self._changed:
+            with self._lock:
                 push = self._book.next_push(left) if left > 0 and not self._book.is_pushing else None
                 if push is None:
-                    self._changed.notify()
+                    self._wake()
                     return
                 left -= self._book.nbytes_of(push)
             self._push(push, SMALL_S)
             if not self._book.has_work:
                 return
+
+    def _wake(self) -> None:
+        """One push thread, where it finds something to do: each that wakes takes the interpreter from the engine."""
+        if self._book.is_ready:
+            self._has_work.notify()
 
     def _mark(self) -> object:
         return self._manager.mark(self._caches[0]) if self._is_on_device else None
@@ -151,7 +157,7 @@ class Producer:
         return self._book.has_sent
 
     def take_sent(self) -> list[str]:
-        with self._changed:
+        with self._lock:
             return self._book.take_sent()
 
     @property
@@ -162,12 +168,13 @@ class Producer:
 
     def _push_all(self) -> None:
         while not self._is_closed.is_set():
-            with self._changed:
+            with self._lock:
                 push = self._book.next_push()
                 failures = self._book.take_failures()
                 if push is None and not failures:
-                    self._changed.wait(LOOK_S)
+                    self._has_work.wait(LOOK_S)
                     continue
+                self._wake()
             self._tell_all(failures)
             if push is not None:
                 self._push(push, self._settings.push_timeout_s)
@@ -189,9 +196,9 @@ class Producer:
         except Exception as error:  # the engine must not wait for a push that a bug has ended
             failure = f"{type(error).__name__}: {error}"
             logger.exception("a push of request %s failed", push.req_id)
-        with self._changed:
+        with self._lock:
             is_hidden = self._book.ended(push, failure)
-            self._changed.notify_all()
+            self._has_ended.notify_all()
         if failure is None:
             hidden = receipt.nbytes if is_hidden else 0
             parked_s = (receipt.started_ns - piece.made_ns) / 1e9
@@ -224,24 +231,25 @@ class Producer:
         for granted in arguments["grants"].values():
             self._manager.open_granted(granted.grant, self._settings.ask_timeout_s)
         offer = Offer(arguments["transfer_id"], arguments["num_tokens"], arguments["grants"])
-        with self._changed:
+        with self._lock:
             refusal = self._book.offered(offer, time.monotonic_ns())
-            self._changed.notify()
+            self._wake()
         return refusal
 
     def _on_decline(self, arguments: dict[str, Any]) -> bool:
-        with self._changed:
+        with self._lock:
             for transfer_id in arguments["transfer_ids"]:
                 self._book.declined(transfer_id)
-            self._changed.notify()
+            self._wake()
         return True
 
     # ---- warden ------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         while not self._is_closed.wait(LOOK_S):
-            with self._changed:
+            with self._lock:
                 self._book.forget_early(time.monotonic_ns())
+                self._wake()
                 held = self._book.held()
             hopeless = self._why_hopeless(held) if held else {}
             keys = {begin.transfer_id for begin, _ in held}
@@ -249,7 +257,7 @@ class Producer:
             for req_id, reason in hopeless.items():
                 self._tally.add(**{FAILED + "unclaimed": 1})
                 logger.info("request %s: %s", req_id, reason)
-                with self._changed:
+                with self._lock:
                     self._book.give_up(req_id, reason)
 
     def _why_hopeless(self, held: Held) -> dict[str, str]:
@@ -287,8 +295,8 @@ class Producer:
     def close(self) -> None:
         """Idempotent; pushes that run are waited for."""
         self._is_closed.set()
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._has_work.notify_all()
         for thread in self._threads:
             thread.join(END_S)
         self._telling.shutdown(wait=False, cancel_futures=True)

@@ -113,6 +113,11 @@ class PushQueue:
         lane = self._layout.lanes[piece.lane]
         return (piece.stop_layer - piece.first_layer) * lane.per_layer * len(piece.blocks) * lane.form.block_nbytes
 
+    @property
+    def has_next(self) -> bool:
+        """Whether one waits for nothing but to be taken."""
+        return any(req_id not in self._running for req_id in self._counts)
+
     def ended(self, push: Push) -> None:
         del self._running[push.req_id]
 

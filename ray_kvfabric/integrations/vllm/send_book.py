@@ -290,6 +290,11 @@ class SendBook:
         self._settle(sending)
         return is_hidden
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a push could begin, or a receiver has to be told of a failure."""
+        return bool(self._failures) or self._pushes.has_next
+
     def take_failures(self) -> list[Failure]:
         failures, self._failures = self._failures, []
         return failures
