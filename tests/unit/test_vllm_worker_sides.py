@@ -5,9 +5,10 @@ The shapes are vLLM's (one tensor a layer) and Ascend's (K and V apart, parts of
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -293,3 +294,40 @@ def test_a_layer_without_a_tensor_and_an_unknown_setting_are_refused_by_name() -
 
 def test_sums_of_two_workers_add_up() -> None:
     assert merged({"pushes": 1}, {"pushes": 2, "failed_PeerLost": 1}) == {"pushes": 3, "failed_PeerLost": 1}
+
+
+def test_small_layers_are_pushed_without_waking_a_push_thread(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    pair.receive("d", "t")
+    eventually(lambda: pair.producer._book._sending["p"].grants)
+    woken = []
+    monkeypatch.setattr(pair.producer._has_work, "notify", lambda: woken.append(threading.current_thread().name))
+    pair.compute("p", range(2), is_last=False)
+    pair.compute("p", range(2, 4), is_last=True)
+    (ended,) = eventually(pair.consumer.take_ended)
+    assert not ended.has_failed
+    assert pair.equal()
+    assert woken == []
+
+
+def test_the_directory_is_asked_once_about_an_engine_and_again_when_it_was_replaced(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = pair.directory
+    asked = []
+    find = directory.endpoint
+    monkeypatch.setattr(directory, "endpoint", lambda *what: (asked.append(what[0]), find(*what))[1])
+    for number in range(3):
+        pair.producer.follow(Orders(begin=[Begin(f"p{number}", f"t{number}", "D", 16)]))
+        pair.receive(f"d{number}", f"t{number}")
+        eventually(lambda number=number: pair.producer._book._sending[f"p{number}"].grants)
+        pair.consumer.follow(Orders(revoke=[f"d{number}"]))
+        eventually(pair.consumer.take_ended)
+    assert asked == [cluster_id_of("P", 0)]
+    pair.consumer._peers["P"] = replace(pair.consumer._peers["P"], incarnation=99)  # as before a restart
+    pair.receive("d", "t")
+    pair.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    pair.compute("p", range(4), is_last=True)
+    (ended,) = eventually(pair.consumer.take_ended)
+    assert not ended.has_failed
+    assert len(asked) == 2

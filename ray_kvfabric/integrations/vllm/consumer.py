@@ -20,7 +20,7 @@ from ray_kvfabric.cache.handle import Cache
 from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.issued import IssuedGrant
-from ray_kvfabric.errors import FabricError, GrantRevoked, LLMException, TransferTimeout
+from ray_kvfabric.errors import FabricError, GrantRevoked, LLMException, PeerLost, TransferTimeout
 from ray_kvfabric.integrations.vllm.layout import KVLayout, Terms
 from ray_kvfabric.integrations.vllm.orders import Decline, Orders, Receive
 from ray_kvfabric.integrations.vllm.producer import DECLINE, EXPECTS, OFFER
@@ -28,6 +28,7 @@ from ray_kvfabric.integrations.vllm.pushes import LaneGrant
 from ray_kvfabric.integrations.vllm.seat import cluster_id_of
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.tally import FAILED, Tally
+from ray_kvfabric.route import EndpointInfo
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Consumer:
         self._tally = tally
         self._open: dict[str, _Receiving] = {}
         self._expected: set[str] = set()  # transfer_ids
+        self._peers: dict[str, EndpointInfo] = {}  # by engine_id, those that answered last
         self._ended: deque[Ended] = deque()
         self._threads = ThreadPoolExecutor(MAX_OPEN, thread_name_prefix="kvfabric-consumer")
         self._is_closing = False
@@ -179,9 +181,21 @@ class Consumer:
             raise LLMException(f"engine {order.source} will not send request {order.req_id}: {refusal}")
 
     def _ask(self, engine_id: str, question: str, arguments: dict[str, Any]) -> object:
+        """The directory is asked only about an engine that is new, or another than it was."""
         deadline = Deadline.after(self._settings.ask_timeout_s)
+        known = self._peers.pop(engine_id, None)
+        if known is not None:
+            with suppress(PeerLost):
+                return self._ask_peer(engine_id, known, question, arguments, deadline)
         peer = self._manager.find_endpoint(cluster_id_of(engine_id, self._rank), deadline)
-        return self._manager.ask(peer, question, arguments, deadline)
+        return self._ask_peer(engine_id, peer, question, arguments, deadline)
+
+    def _ask_peer(
+        self, engine_id: str, peer: EndpointInfo, question: str, arguments: dict[str, Any], deadline: Deadline
+    ) -> object:
+        answer = self._manager.ask(peer, question, arguments, deadline)
+        self._peers[engine_id] = peer
+        return answer
 
     def _end(self, receiving: _Receiving, error: LLMException | None) -> None:
         """Drained, then reported, by whichever of its threads comes first."""
