@@ -23,7 +23,7 @@ from ray_kvfabric.actors.names import scheduler_name
 from ray_kvfabric.cache.keys import CacheName
 from ray_kvfabric.config import NAMESPACE
 from ray_kvfabric.control.directory import enter
-from ray_kvfabric.control.errands import Errand
+from ray_kvfabric.control.errands import Errand, Outcome
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import NotLinked, PeerLost, StaleIncarnation, TransferTimeout, TransferUnknown
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Route
@@ -74,26 +74,25 @@ class SchedulerClient:
         """
         errand = Errand(uuid.uuid4().hex, method, arguments)
         while True:
-            launched = self._send(cluster_id, errand, incarnation, deadline)
+            told = self._ask(cluster_id, errand, incarnation, deadline)
             try:
-                return self._finish(errand, launched, deadline)
-            except (*LOST, ErrandLost):  # the endpoint's answer, or the scheduler and what it knew
+                return fetch(told[0], deadline, method) if isinstance(told, list) else _read(told, errand)
+            except LOST:  # the answer of the endpoint's actor
                 if deadline.remaining_s <= RETRY_S:
                     raise TransferTimeout(f"{method} of endpoint {cluster_id}: no answer in time") from None
             time.sleep(RETRY_S)
 
-    def _send(self, cluster_id: int, errand: Errand, incarnation: int | None, deadline: Deadline) -> list[Any] | None:
+    def _ask(
+        self, cluster_id: int, errand: Errand, incarnation: int | None, deadline: Deadline
+    ) -> list[Any] | Outcome | None:
+        """The reference of an actor's call, or what an endpoint that polls has told."""
         try:
-            launched: list[Any] | None = self.call("send", cluster_id, errand, incarnation, deadline=deadline)
+            told: list[Any] | Outcome | None = self.call(
+                "ask", cluster_id, errand, incarnation, deadline.remaining_s, deadline=deadline
+            )
         except StaleIncarnation as error:
             raise PeerLost(str(error)) from None
-        return launched
-
-    def _finish(self, errand: Errand, launched: list[Any] | None, deadline: Deadline) -> Any:
-        """Waits for what `send` started: an actor's call, or an errand that the endpoint's poll fetches."""
-        if launched is not None:
-            return fetch(launched[0], deadline, errand.method)
-        return self.outcome(errand, deadline)
+        return told
 
     def outcome(self, errand: Errand, deadline: Deadline) -> Any:
         """What an endpoint without an actor told of an errand. Raises its error, ErrandLost, TransferTimeout."""
@@ -101,11 +100,15 @@ class SchedulerClient:
             told = self.call("outcome", errand.errand_id, deadline.remaining_s, deadline=deadline)
         except TransferUnknown:
             raise ErrandLost from None
-        if told is None:
-            raise TransferTimeout(f"{errand.method} {errand.errand_id} did not end in time")
-        if told.error is not None:
-            raise told.error
-        return told.value
+        return _read(told, errand)
+
+
+def _read(told: Outcome | None, errand: Errand) -> Any:
+    if told is None:
+        raise TransferTimeout(f"{errand.method} {errand.errand_id} did not end in time")
+    if told.error is not None:
+        raise told.error
+    return told.value
 
 
 class RayDirectory:

@@ -127,8 +127,19 @@ class SchedulerActor:
         is_ending: bool = await self._ask(Retire)
         return is_ending
 
-    async def poll(self, endpoint: EndpointInfo, acknowledged: tuple[str, ...], watching: tuple[Mark, ...]) -> Orders:
-        """An endpoint's long poll: it renews the lease, and brings errands and the deaths of peers home."""
+    async def poll(
+        self,
+        endpoint: EndpointInfo,
+        acknowledged: tuple[str, ...],
+        told: tuple[tuple[str, Outcome], ...],
+        watching: tuple[Mark, ...],
+    ) -> Orders:
+        """An endpoint's long poll: it renews the lease, and brings errands and the deaths of peers home.
+
+        `told` are outcomes of errands, by errand_id, as `report` takes them.
+        """
+        for errand_id, outcome in told:
+            await self._ask(Report, errand_id, outcome)
         orders: Orders = await self._ask(Poll, endpoint, acknowledged, watching)
         return orders
 
@@ -148,6 +159,13 @@ class SchedulerActor:
         """
         reference: list[Any] | None = await self._ask(Send, cluster_id, errand, incarnation, key)
         return reference
+
+    async def ask(
+        self, cluster_id: int, errand: Errand, incarnation: int | None, timeout_s: float
+    ) -> list[Any] | Outcome | None:
+        """`send`, and where that has no reference to hand out, `outcome`: one call where there were two."""
+        reference = await self.send(cluster_id, errand, incarnation)
+        return await self.outcome(errand.errand_id, timeout_s) if reference is None else reference
 
     async def outcome(self, errand_id: str, timeout_s: float) -> Outcome | None:
         """How an errand of a polling endpoint ended; None when it did not in time."""
