@@ -102,6 +102,14 @@ def request_layers(
     """
     if source is None and target is None and isinstance(tensors_per_layer, int):
         return _every_tensor(tensors_per_layer, num_tensors)
+    if type(source) is range is type(target) and type(tensors_per_layer) is int:
+        return _some_layers(source, target, tensors_per_layer, num_tensors)
+    return _checked_layers(source, target, tensors_per_layer, num_tensors)
+
+
+def _checked_layers(
+    source: range | None, target: range | None, tensors_per_layer: int, num_tensors: int
+) -> LayerRequest:
     per_layer = _check_per_layer(tensors_per_layer)
     every_layer = range(num_tensors // per_layer)
     source = every_layer if source is None else check_layer_range(source, "src_layer_range")
@@ -115,6 +123,9 @@ def request_layers(
             f"src_layer_range has {len(source)} layers ({source!r}), dst_layer_range {len(target)} ({target!r})"
         )
     return LayerRequest(source, target, per_layer)
+
+
+_some_layers = lru_cache(1024)(_checked_layers)  # an engine asks for the same ones with every step
 
 
 def _check_per_layer(tensors_per_layer: int) -> int:

@@ -8,6 +8,7 @@ RayPeers          ports.PeerCalls: a question goes through the scheduler to the 
 from __future__ import annotations
 
 import itertools
+import pickle
 import threading
 import time
 import uuid
@@ -204,7 +205,8 @@ class RayPeers:
 
         Raises PeerLost for a peer that died, or was replaced by another incarnation.
         """
-        asked = {"question_id": uuid.uuid4().hex, "question": question, "arguments": arguments}
+        packed = pickle.dumps(arguments)  # Ray's pickler looks at each object in Python, in every process on the way
+        asked = {"question_id": uuid.uuid4().hex, "question": question, "packed": packed}
         method = "take_part" if question in LONG else "answer"
         with peer_errors(str(peer)):
             return self._client.errand(peer.cluster_id, method, deadline, peer.incarnation, **asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -88,8 +89,9 @@ class Desk:
         except TransferUnknown:
             return False
 
-    def answer(self, question_id: str, question: str, arguments: dict[str, Any]) -> object:
-        return self._answers.once(question_id, lambda: self.manager.answer(question, arguments))
+    def answer(self, question_id: str, question: str, packed: bytes) -> object:
+        """`packed` are the arguments, as `RayPeers.ask` has pickled them."""
+        return self._answers.once(question_id, lambda: self.manager.answer(question, pickle.loads(packed)))
 
     take_part = answer  # by another name, so that actors let long answers wait in threads of their own
 

@@ -56,14 +56,14 @@ class CacheWorker:
         return self._desk.cancel(transfer_id)
 
     @ray.method(concurrency_group="answers")
-    def answer(self, question_id: str, question: str, arguments: dict[str, Any]) -> object:
+    def answer(self, question_id: str, question: str, packed: bytes) -> object:
         """What a peer asked through its PeerCalls; the same question_id is the same question."""
-        return self._desk.answer(question_id, question, arguments)
+        return self._desk.answer(question_id, question, packed)
 
     @ray.method(concurrency_group="parts")
-    def take_part(self, question_id: str, question: str, arguments: dict[str, Any]) -> object:
+    def take_part(self, question_id: str, question: str, packed: bytes) -> object:
         """As `answer`, for questions whose answer is a part in a transfer and waits for other answers."""
-        return self._desk.answer(question_id, question, arguments)
+        return self._desk.answer(question_id, question, packed)
 
     @ray.method(concurrency_group="control")
     def endpoint(self) -> EndpointInfo:

@@ -212,6 +212,8 @@ class GrantVerbs(EndpointCore):
 
 def as_grant(grant: object) -> Grant:
     """Also of an IssuedGrant, for writers in the receiver's own process."""
+    if type(grant) is Grant:
+        return grant
     if isinstance(grant, IssuedGrant):
         return grant.grant
     return check_type(grant, Grant, "grant")

@@ -48,7 +48,7 @@ class SealedGrants:
     def sealed(self, grant: Grant, make_fence: Callable[[int, int], Fence]) -> SealedGrant:
         """`make_fence` is given the grant's slot and generation."""
         known = self._kept.get(grant.grant_id)
-        if known is None or known.grant != grant:
+        if known is None or (known.grant is not grant and known.grant != grant):
             fence = make_fence(grant.slot, grant.fence)
             known = SealedGrant(grant, grant.seal(), fence)
             with self._lock:

@@ -8,11 +8,13 @@ import signal
 import statistics
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
 import ray
 
+from ray_kvfabric.actors.clients import SchedulerClient
 from ray_kvfabric.actors.worker import CacheWorker
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import CacheNotFound, ParamInvalid, PeerLost
@@ -119,3 +121,25 @@ def test_another_incarnation_of_the_peer_is_lost(asker) -> None:
     peer = dataclasses.replace(asker.find_endpoint(2, Deadline.after(10)), incarnation=99)
     with pytest.raises(PeerLost, match="replaced"):
         asker.ask(peer, COUNT, {"note": 0}, Deadline.after(10))
+
+
+def test_a_question_costs_the_scheduler_two_calls(fabric, monkeypatch) -> None:
+    calls: Counter[str] = Counter()
+    submit = SchedulerClient.submit
+
+    def counted(client: SchedulerClient, method: str, *arguments: object, **options: Any) -> Any:
+        calls[method] += 1
+        return submit(client, method, *arguments, **options)
+
+    with fabric.join(1) as asking, fabric.join(2) as asked:
+        asked.answers(COUNT, lambda arguments: arguments["note"])
+        assert ask(asking, COUNT, "the first") == "the first"
+        peer = asking.find_endpoint(2, Deadline.after(10))
+        monkeypatch.setattr(SchedulerClient, "submit", counted)
+        for number in range(20):
+            assert asking.ask(peer, COUNT, {"note": number}, Deadline.after(10)) == number
+        seen = +calls
+        monkeypatch.undo()
+    assert seen["ask"] == 20
+    assert seen["send"] == seen["outcome"] == seen["endpoint"] == 0
+    assert seen["report"] <= 4, "an answer that was there at once goes with the next poll"

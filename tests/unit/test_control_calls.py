@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostErro
 
 from ray_kvfabric.actors.clients import RayDirectory, SchedulerClient
 from ray_kvfabric.actors.edge import repeated
-from ray_kvfabric.control.errands import Errand
+from ray_kvfabric.control.errands import Errand, Outcome
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import NotLinked, PeerLost, StaleIncarnation, TransferTimeout
 from tests.unit.test_control import cache, endpoint
@@ -75,8 +75,8 @@ class TestErrands:
         client = Client(["ref"], ["ref"], ["ref"])
         fetches += [UNAVAILABLE, LOST, "answer"]
         assert client.errand(7, "answer", SOON, 1, question="?") == "answer"
-        assert [method for method, *_ in client.calls] == ["send"] * 3
-        assert len({errand.errand_id for _, _, errand, _ in client.calls}) == 1
+        assert [method for method, *_ in client.calls] == ["ask"] * 3
+        assert len({errand.errand_id for _, _, errand, *_ in client.calls}) == 1
 
     def test_a_replaced_peer_is_lost_and_its_own_refusal_is_passed_on(self, fetches: list[Any]) -> None:
         with pytest.raises(PeerLost, match="was replaced"):
@@ -84,13 +84,21 @@ class TestErrands:
         fetches.append(StaleIncarnation("my target was replaced"))
         with pytest.raises(StaleIncarnation, match="my target"):
             Client(["ref"]).errand(7, "answer", SOON, 1)
+        told = Outcome(error=StaleIncarnation("my target was replaced"))
+        with pytest.raises(StaleIncarnation, match="my target"):
+            Client(told).errand(7, "answer", SOON, 1)
+
+    def test_what_an_endpoint_that_polls_has_told_is_the_answer_and_nothing_told_is_a_timeout(self) -> None:
+        assert Client(Outcome("yes")).errand(7, "answer", SOON, 1) == "yes"
+        with pytest.raises(TransferTimeout, match="answer"):
+            Client(None).errand(7, "answer", SOON, 1)
 
     def test_a_dead_peer_is_not_asked_again(self, fetches: list[Any]) -> None:
         client = Client(["ref"])
         fetches.append(ActorDiedError())
         with pytest.raises(ActorDiedError):
             client.errand(7, "answer", SOON, 1)
-        assert [(method, errand.method) for method, _, errand, _ in client.calls] == [("send", "answer")]
+        assert [(method, errand.method) for method, _, errand, *_ in client.calls] == [("ask", "answer")]
         assert isinstance(client.calls[0][2], Errand)
 
 

@@ -308,7 +308,7 @@ def test_layers_that_no_hook_names_are_pushed_when_the_step_ends() -> None:
     book.offered(offer("t", 8, [0], 4), 0)
     book.start_step([Part("r", (Span(0, 0, (5, 6)),), True)])
     book.saved("", None, 0)
-    assert book.end_step(None, 0)
+    book.end_step(None, 0)
     (push,) = run_all(book)
     assert (push.piece.first_layer, push.piece.stop_layer, push.piece.seals) == (0, 3, True)
 
@@ -561,11 +561,23 @@ def test_a_small_push_takes_no_more_layers_along_than_it_may() -> None:
     one_part(book, (5, 6))
     push = book.next_push(2 * 2 * 256)
     assert push is not None
-    assert (push.piece.first_layer, push.piece.stop_layer) == (0, 2)
-    assert book.is_pushing
+    assert (push.piece.first_layer, push.piece.stop_layer, push.nbytes) == (0, 2, 2 * 2 * 256)
     book.ended(push, None)
-    assert not book.is_pushing
     assert book.next_push(2 * 256 - 1) is None
+
+
+def test_what_goes_alone_waits_for_every_other_push() -> None:
+    book = SendBook(layout())
+    for name in ("r", "s"):
+        book.begin(Begin(name, f"t-{name}", None, 4))
+        book.offered(offer(f"t-{name}", 4, [0], 4), 0)
+    book.start_step([Part("r", (Span(0, 0, (5,)),), True), Part("s", (Span(0, 0, (6,)),), True)])
+    book.saved("a0", None, 0)
+    first = book.next_alone(1 << 20)
+    assert first is not None
+    assert book.next_alone(1 << 20) is None
+    book.ended(first, None)
+    assert book.next_alone(1 << 20) is not None
 
 
 def test_prompts_of_different_lengths_are_refused_and_say_so() -> None:
@@ -777,7 +789,7 @@ def test_whatever_happens_a_delivered_prompt_is_whole_and_its_blocks_are_given_b
     assert engine.sent == ["r"], "its blocks are given back, once"
     assert engine.send.num_open == 0
     told = {failure.reason for failure in engine.send.take_failures()}
-    assert not engine.send.has_work
+    assert not engine.send.is_ready
     if not is_aborted and not is_declined and (told or refusal is not None):
         assert told | {refusal} <= {LEFT, None}
         assert window is not None

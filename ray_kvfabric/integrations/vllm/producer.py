@@ -66,10 +66,12 @@ class Producer:
         self._tally = tally
         self._timeline = timeline
         self._is_on_device = any(cache.cache_desc.placement.name == "DEVICE" for cache in caches)
+        self._small_nbytes = 0 if self._is_on_device else SMALL_NBYTES  # of a layer, that its thread pushes itself
         self._book = SendBook(layout, int(settings.transfer_timeout_s * 1e9))
         self._lock = threading.Lock()  # of the book
         self._has_work = threading.Condition(self._lock)
         self._has_ended = threading.Condition(self._lock)  # a push
+        self._num_awaiting = 0  # of it
         self._is_closed = threading.Event()
         self.has_step = False  # this step computes KV for somebody
         self._unknown_since: dict[str, int] = {}  # by transfer_id
@@ -90,7 +92,7 @@ class Producer:
         with self._lock:
             deadline = Deadline.after(self._settings.push_timeout_s)
             for req_id in [req_id for req_id in req_ids if self._book.drop(req_id)]:
-                while self._book.is_reading(req_id) and self._has_ended.wait(deadline.remaining_s):
+                while self._book.is_reading(req_id) and self._await_end(deadline):
                     pass
 
     def follow(self, orders: Orders) -> None:
@@ -98,7 +100,7 @@ class Producer:
         with self._lock:
             for gone in orders.gone:
                 deadline = Deadline.after(self._settings.push_timeout_s)
-                while self._book.lose(gone) and self._has_ended.wait(deadline.remaining_s):
+                while self._book.lose(gone) and self._await_end(deadline):
                     pass
             for begin in orders.begin:
                 self._book.begin(begin)
@@ -107,6 +109,14 @@ class Producer:
             self._book.start_step(orders.parts)
             self.has_step = self._book.has_step
             self._wake()
+
+    def _await_end(self, deadline: Deadline) -> bool:
+        """Of some push; False when the deadline has passed."""
+        self._num_awaiting += 1
+        try:
+            return self._has_ended.wait(deadline.remaining_s)
+        finally:
+            self._num_awaiting -= 1
 
     def save(self, layer: str) -> None:
         """The KV of this layer that the step computes is in the cache, or will be once the stream has come so far.
@@ -119,30 +129,31 @@ class Producer:
         if self._timeline is not None:
             self._timeline.computed(layer, [transfer_id_of(key) for key in self._book.step_transfers], now_ns)
         with self._lock:
-            has_work = self._book.saved(layer, mark, now_ns)
-        if has_work:
-            self._push_small()
+            self._book.saved(layer, mark, now_ns)
+            push = self._next_small(self._small_nbytes)
+        self._push_small(push)
 
     def end_step(self) -> None:
         with self._lock:
-            has_work = self._book.end_step(self._mark(), time.monotonic_ns())
-        if has_work:
-            self._push_small()
+            self._book.end_step(self._mark(), time.monotonic_ns())
+            push = self._next_small(self._small_nbytes)
+        self._push_small(push)
         self.has_step = False
 
-    def _push_small(self) -> None:
-        """SMALL_NBYTES at once, where no push is ahead of them; what is left is for the push threads."""
-        left = 0 if self._is_on_device else SMALL_NBYTES
-        while True:
-            with self._lock:
-                push = self._book.next_push(left) if left > 0 and not self._book.is_pushing else None
-                if push is None:
-                    self._wake()
-                    return
-                left -= self._book.nbytes_of(push)
+    def _next_small(self, left: int) -> Push | None:
+        """What the engine's thread pushes next, where no push is ahead of it; what is left is for the push threads."""
+        push = self._book.next_alone(left) if left > 0 else None
+        if push is None:
+            self._wake()
+        return push
+
+    def _push_small(self, push: Push | None) -> None:
+        left = self._small_nbytes
+        while push is not None:
+            left -= push.nbytes
             self._push(push, SMALL_S)
-            if not self._book.has_work:
-                return
+            with self._lock:
+                push = self._next_small(left)
 
     def _wake(self) -> None:
         """One push thread, where it finds something to do: each that wakes takes the interpreter from the engine."""
@@ -198,7 +209,8 @@ class Producer:
             logger.exception("a push of request %s failed", push.req_id)
         with self._lock:
             is_hidden = self._book.ended(push, failure)
-            self._has_ended.notify_all()
+            if self._num_awaiting:
+                self._has_ended.notify_all()
         if failure is None:
             hidden = receipt.nbytes if is_hidden else 0
             parked_s = (receipt.started_ns - piece.made_ns) / 1e9

@@ -7,13 +7,12 @@ other.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ray_kvfabric.grant import Grant
-from ray_kvfabric.integrations.vllm.layout import KVLayout
 
 
 class LaneGrant(NamedTuple):
@@ -50,6 +49,7 @@ class Push(NamedTuple):
     piece: Piece
     grant: Grant
     at: int
+    nbytes: int
 
 
 class Failure(NamedTuple):
@@ -62,15 +62,14 @@ class Failure(NamedTuple):
 class PushQueue:
     """Pushes that wait, and those that run."""
 
-    def __init__(self, layout: KVLayout) -> None:
-        self._layout = layout
+    def __init__(self) -> None:
         self._waiting: deque[Push] = deque()
-        self._counts: Counter[str] = Counter()  # of `_waiting`, by req_id
+        self._counts: dict[str, int] = {}  # of `_waiting`, by req_id
         self._running: dict[str, Push] = {}  # by req_id
 
     def add(self, push: Push) -> None:
         self._waiting.append(push)
-        self._counts[push.req_id] += 1
+        self._counts[push.req_id] = self._counts.get(push.req_id, 0) + 1
 
     def next(self, most_nbytes: int | None = None) -> Push | None:
         """The next to run, with those behind it that bring the next layers of the same blocks; `ended` has to follow.
@@ -81,13 +80,14 @@ class PushQueue:
         if index is None:
             return None
         push = self._take(index)
-        while index < len(self._waiting) and _continues(push, self._waiting[index]):
-            last = self._waiting[index].piece
-            piece = push.piece._replace(stop_layer=last.stop_layer, seals=last.seals, mark=last.mark)
-            if most_nbytes is not None and self.nbytes_of(piece) > most_nbytes:
+        while index < len(self._waiting) and _continues(push, later := self._waiting[index]):
+            nbytes = push.nbytes + later.nbytes
+            if most_nbytes is not None and nbytes > most_nbytes:
                 break
             self._take(index)
-            push = push._replace(piece=piece)
+            last = later.piece
+            piece = push.piece._replace(stop_layer=last.stop_layer, seals=last.seals, mark=last.mark)
+            push = push._replace(piece=piece, nbytes=nbytes)
         self._running[push.req_id] = push
         return push
 
@@ -100,30 +100,26 @@ class PushQueue:
         return push
 
     def _first(self, most_nbytes: int | None) -> int | None:
-        blocked = set(self._running)
+        blocked: set[str] = set()
         for index, push in enumerate(self._waiting):
-            if push.req_id in blocked:
+            if push.req_id in self._running or push.req_id in blocked:
                 continue
-            if most_nbytes is None or self.nbytes_of(push.piece) <= most_nbytes:
+            if most_nbytes is None or push.nbytes <= most_nbytes:
                 return index
             blocked.add(push.req_id)
         return None
 
-    def nbytes_of(self, piece: Piece) -> int:
-        lane = self._layout.lanes[piece.lane]
-        return (piece.stop_layer - piece.first_layer) * lane.per_layer * len(piece.blocks) * lane.form.block_nbytes
-
     @property
     def has_next(self) -> bool:
         """Whether one waits for nothing but to be taken."""
-        return any(req_id not in self._running for req_id in self._counts)
+        return bool(self._counts) and any(req_id not in self._running for req_id in self._counts)
 
     def ended(self, push: Push) -> None:
         del self._running[push.req_id]
 
     def forget(self, req_id: str) -> None:
         """Those that wait."""
-        if self._counts.pop(req_id, 0):
+        if self._counts.pop(req_id, None):
             self._waiting = deque(push for push in self._waiting if push.req_id != req_id)
 
     def waiting(self, req_id: str) -> list[Push]:
@@ -140,10 +136,6 @@ class PushQueue:
     def is_running(self) -> bool:
         """Whether any runs."""
         return bool(self._running)
-
-    def __bool__(self) -> bool:
-        """Whether any waits."""
-        return bool(self._waiting)
 
 
 def _continues(push: Push, later: Push) -> bool:

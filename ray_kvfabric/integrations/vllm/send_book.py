@@ -58,8 +58,10 @@ class SendBook:
         self._declined: OrderedDict[str, None] = OrderedDict()  # transfer_ids of requests that are still to come
         self._seen: OrderedDict[str, None] = OrderedDict()  # what callers name their transfers, without the prompt
         self._step: list[tuple[_Sending, Part]] = []
+        self._spans: dict[int, list[tuple[_Sending, Span, bool]]] = {}  # of the step, by group; whether it is the last
         self._unsaved: list[set[int]] = []  # by lane, the layers of this step that were not computed yet
-        self._pushes = PushQueue(layout)
+        self._unsaved_names: set[str] = set()  # the same
+        self._pushes = PushQueue()
         self._failures: list[Failure] = []
         self._sent: list[str] = []
 
@@ -82,6 +84,11 @@ class SendBook:
         found = [(self._sending.get(part.req_id), part) for part in parts]
         self._step = [(sending, part) for sending, part in found if sending is not None and self._wants(sending)]
         self._unsaved = [set(range(len(lane.layers))) for lane in self._layout.lanes] if self._step else []
+        self._unsaved_names = set(self._layout.places) if self._step else set()
+        self._spans = {}
+        for sending, part in self._step:
+            for span in part.spans:
+                self._spans.setdefault(span.group, []).append((sending, span, part.is_last))
 
     def _wants(self, sending: _Sending) -> bool:
         return sending.failure is None and not sending.is_delivered
@@ -97,36 +104,33 @@ class SendBook:
 
     def is_unsaved(self, layer: str) -> bool:
         """Whether the step has still to compute it."""
-        places = self._layout.places.get(layer, ())
-        return bool(self._unsaved) and any(position in self._unsaved[lane] for lane, position in places)
+        return layer in self._unsaved_names
 
-    def saved(self, layer: str, mark: object, now_ns: int) -> bool:
-        """The step's KV of this layer is in the cache. True when there is something to push."""
+    def saved(self, layer: str, mark: object, now_ns: int) -> None:
+        """The step's KV of this layer is in the cache."""
+        self._unsaved_names.discard(layer)
         for lane, position in self._layout.places.get(layer, ()):
             self._bring(lane, position, mark, now_ns)
-        return bool(self._pushes)
 
-    def end_step(self, mark: object, now_ns: int) -> bool:
-        """The step's forward has ended: layers that were not named are computed as well. True as `saved`."""
+    def end_step(self, mark: object, now_ns: int) -> None:
+        """The step's forward has ended: layers that were not named are computed as well."""
         for lane, unsaved in enumerate(self._unsaved):
             for position in sorted(unsaved):
                 self._bring(lane, position, mark, now_ns)
-        self._step, self._unsaved = [], []
-        return bool(self._pushes)
+        self.start_step([])
 
     def _bring(self, lane: int, position: int, mark: object, now_ns: int) -> None:
         if not self._unsaved or position not in self._unsaved[lane]:
             return
         self._unsaved[lane].remove(position)
         is_last_layer = not self._unsaved[lane]
-        is_step_done = is_last_layer and not any(self._unsaved)
-        for sending, part in self._step:
-            span = _span_of(part, self._layout.lanes[lane].group)
-            if span is not None:
-                seals = part.is_last and is_last_layer
-                self._add(sending, Piece(lane, position, position + 1, span.first, span.blocks, seals, mark, now_ns))
-            if part.is_last and is_step_done:
-                sending.whole_ns = now_ns
+        for sending, span, is_last in self._spans.get(self._layout.lanes[lane].group, ()):
+            seals = is_last and is_last_layer
+            self._add(sending, Piece(lane, position, position + 1, span.first, span.blocks, seals, mark, now_ns))
+        if is_last_layer and not any(self._unsaved):
+            for sending, part in self._step:
+                if part.is_last:
+                    sending.whole_ns = now_ns
 
     def _add(self, sending: _Sending, piece: Piece) -> None:
         if sending.failure is not None:
@@ -142,19 +146,21 @@ class SendBook:
         granted = sending.grants.get(piece.lane)
         if sending.failure is not None or granted is None or piece.lane in sending.sealed:
             return
-        skipped = max(granted.first - piece.first, 0)
-        room = granted.first + len(granted.grant.blocks) - piece.first
-        blocks = piece.blocks[skipped : max(room, 0)]
-        if not blocks:
-            if piece.seals:
-                self._fail(sending, "the prompt ends before the blocks that were granted")
-            return
-        clipped = piece._replace(first=piece.first + skipped, blocks=blocks)
-        if self._has_gone(sending, clipped):
+        first, stop = granted.first, granted.first + len(granted.grant.blocks)
+        if piece.first < first or piece.first + len(piece.blocks) > stop:
+            skipped = max(first - piece.first, 0)
+            blocks = piece.blocks[skipped : max(stop - piece.first, 0)]
+            if not blocks:
+                if piece.seals:
+                    self._fail(sending, "the prompt ends before the blocks that were granted")
+                return
+            piece = piece._replace(first=piece.first + skipped, blocks=blocks)
+        if sending.gone and self._has_gone(sending, piece):
             self._fail(sending, LEFT)
             return
-        at = clipped.first - granted.first
-        self._pushes.add(Push(sending.begin.req_id, clipped, granted.grant, at))
+        lane = self._layout.lanes[piece.lane]
+        nbytes = len(piece.blocks) * lane.per_layer * lane.form.block_nbytes
+        self._pushes.add(Push(sending.begin.req_id, piece, granted.grant, piece.first - first, nbytes))
 
     def drop(self, req_id: str) -> bool:
         """Its blocks were taken away. True while a push still reads them."""
@@ -268,13 +274,9 @@ class SendBook:
         """See PushQueue.next."""
         return self._pushes.next(most_nbytes)
 
-    @property
-    def is_pushing(self) -> bool:
-        """Whether a push runs."""
-        return self._pushes.is_running
-
-    def nbytes_of(self, push: Push) -> int:
-        return self._pushes.nbytes_of(push.piece)
+    def next_alone(self, most_nbytes: int) -> Push | None:
+        """As `next_push`; None also while another push runs."""
+        return None if self._pushes.is_running else self._pushes.next(most_nbytes)
 
     def ended(self, push: Push, failure: str | None) -> bool:
         """What became of it. True when it landed before its request's last layer was computed."""
@@ -298,10 +300,6 @@ class SendBook:
     def take_failures(self) -> list[Failure]:
         failures, self._failures = self._failures, []
         return failures
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self._pushes or self._failures)
 
     def _settle(self, sending: _Sending) -> None:
         if sending.finish is None or self._pushes.has(sending.begin.req_id):
@@ -349,7 +347,3 @@ def _remember(kept: OrderedDict[str, Value], key: str, value: Value) -> None:
     kept.move_to_end(key)
     while len(kept) > KEPT:
         kept.popitem(last=False)
-
-
-def _span_of(part: Part, group: int) -> Span | None:
-    return next((span for span in part.spans if span.group == group), None)
