@@ -566,6 +566,17 @@ def test_a_small_push_takes_no_more_layers_along_than_it_may() -> None:
     assert book.next_push(2 * 256 - 1) is None
 
 
+def test_a_part_without_blocks_is_no_push() -> None:
+    book = SendBook(layout())
+    book.begin(Begin("r", "t", None, 8))
+    book.offered(offer("t", 8, [0], 4), 0)
+    book.start_step([Part("r", (Span(0, 0, ()),), False)])
+    book.end_step(None, 0)
+    assert not book.is_ready
+    one_part(book, (5, 6))
+    assert [push.piece.seals for push in run_all(book)] == [True]
+
+
 def test_what_goes_alone_waits_for_every_other_push() -> None:
     book = SendBook(layout())
     for name in ("r", "s"):

@@ -147,7 +147,7 @@ class SendBook:
         if sending.failure is not None or granted is None or piece.lane in sending.sealed:
             return
         first, stop = granted.first, granted.first + len(granted.grant.blocks)
-        if piece.first < first or piece.first + len(piece.blocks) > stop:
+        if not piece.blocks or piece.first < first or piece.first + len(piece.blocks) > stop:
             skipped = max(first - piece.first, 0)
             blocks = piece.blocks[skipped : max(stop - piece.first, 0)]
             if not blocks:
