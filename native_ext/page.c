@@ -223,6 +223,7 @@ void kvf_post(kvf_page *page, int index, const kvf_record *record) {
     kvf_record *place = &page->records[index][sequence % KVF_RECORDS];
     size_t head = sizeof place->sequence;
     atomic_store(&place->sequence, 0);
+    atomic_thread_fence(memory_order_release); /* what follows is not seen under the old number */
     memcpy((char *)place + head, (const char *)record + head, sizeof *record - head);
     atomic_store(&place->sequence, sequence);
     atomic_store(&link->posted, sequence);
