@@ -15,7 +15,7 @@ VENV := .venv
 VLLM := build/vllm
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native_ext/*.c native_ext/*.h native_ext/*.pyx native_ext/*.pxd)
-SELF_TEST := native_ext/self_test.c $(filter-out native_ext/self_test.c native_ext/page.c native_ext/board.c,$(wildcard native_ext/*.c))
+SELF_TEST := native_ext/self_test.c $(filter-out native_ext/self_test.c native_ext/page.c native_ext/board.c native_ext/notice.c,$(wildcard native_ext/*.c))
 C_FLAGS := -std=c11 -Wall -Wextra -Wno-unused-parameter -pthread -Inative_ext
 
 # torch_npu lies in a folder of its own: on the path of everything, torch would load it and miss CANN.

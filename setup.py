@@ -44,7 +44,7 @@ setup(
             ),
             extension("ray_kvfabric.memory._copy_arguments", "copy_arguments.pyx", "copy_plan.c", "copy_words.c"),
             extension("ray_kvfabric.memory._device_copy", "device_copy.pyx"),
-            extension("ray_kvfabric.transport._shared_page", "shared_page.pyx", "page.c", "board.c"),
+            extension("ray_kvfabric.transport._shared_page", "shared_page.pyx", "page.c", "board.c", "notice.c"),
         ],
         include_path=[".", "native_ext"],
         language_level=3,

@@ -73,7 +73,8 @@ int kvf_is_gone(uint64_t process) {
     return gone || (start != 0 && now != 0 && now != start);
 }
 
-static void clear_cells(kvf_link *link) {
+static void clear_link(kvf_link *link) {
+    atomic_store(&link->eye, 0);
     for (int cell = 0; cell < KVF_CELLS; cell++)
         atomic_store(&link->cells[cell], 0);
 }
@@ -88,7 +89,7 @@ int kvf_claim_link(kvf_page *page, uint64_t owner, int64_t pid) {
         if (held != 0 && !kvf_is_gone(held))
             continue;
         if (atomic_compare_exchange_strong(&link->process, &held, process)) {
-            clear_cells(link);
+            clear_link(link);
             atomic_store(&link->owner, owner);
             return index;
         }
@@ -108,7 +109,7 @@ void kvf_release_link(kvf_page *page, int index, uint64_t owner) {
     uint64_t held = owner;
     if (!atomic_compare_exchange_strong(&link->owner, &held, 0))
         return;
-    clear_cells(link);
+    clear_link(link);
     atomic_store(&link->process, 0); /* last: from here on it may be claimed */
 }
 
@@ -122,7 +123,7 @@ int kvf_sweep_links(kvf_page *page) {
             continue;
         if (!atomic_compare_exchange_strong(&link->process, &held, self))
             continue; /* somebody has claimed it meanwhile */
-        clear_cells(link);
+        clear_link(link);
         atomic_store(&link->owner, 0);
         atomic_store(&link->process, 0);
         freed++;

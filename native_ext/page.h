@@ -1,5 +1,5 @@
-/* The page that an endpoint shares with its writers: generation words, links, completion records, a bell, and the
- * boards of its grants (board.h).
+/* The page that an endpoint shares with its writers: generation words, links, completion records, a bell, the boards
+ * of its grants (board.h), and notices (notice.h).
  *
  *   owner (the endpoint)                       writers (other processes, or the endpoint itself)
  *   slot word = generation  while a cache or   enter: cell = slot + 1, then check the word
@@ -20,12 +20,14 @@
 #include <stdint.h>
 
 #define KVF_PAGE_MAGIC 0x6b76666162726963ULL /* "kvfabric" */
-#define KVF_PAGE_VERSION 3
+#define KVF_PAGE_VERSION 4
 #define KVF_SLOTS 16384
 #define KVF_LINKS 256
 #define KVF_CELLS 8
 #define KVF_RECORDS 256 /* a ring; the oldest is overwritten */
 #define KVF_BOARDS_NBYTES (64 << 20) /* sparse: what no grant uses takes no memory */
+#define KVF_NOTICES 64 /* a ring */
+#define KVF_NOTICE_NBYTES ((32 << 10) - 32)
 
 typedef struct {
     _Atomic uint64_t sequence; /* 0 while being written; else 1, 2, ... */
@@ -48,11 +50,23 @@ typedef struct {
     _Atomic uint64_t owner; /* the writer's incarnation; 0: nobody writes */
     _Atomic uint64_t process; /* the writer's; 0: free. Whoever swaps it has claimed the link */
     _Atomic uint64_t posted; /* sequence of the newest record */
-    unsigned char pad[40];
+    _Atomic uint32_t eye; /* what the writer does about notices: see notice.h */
+    unsigned char pad[36];
     _Atomic uint64_t cells[KVF_CELLS]; /* slot + 1 of what is being written; 0: nothing */
 } kvf_link;
 
 _Static_assert(sizeof(kvf_link) == 128, "a link is two cache lines");
+
+typedef struct {
+    _Atomic uint64_t sequence; /* 0 while being written, and once withdrawn */
+    _Atomic uint64_t verdict;  /* the reader's, on which sequence */
+    uint64_t to;               /* the incarnation that it is meant for */
+    uint32_t nbytes;
+    uint32_t reserved;
+    unsigned char text[KVF_NOTICE_NBYTES];
+} kvf_notice;
+
+_Static_assert(sizeof(kvf_notice) == 32 << 10, "a notice is eight pages of memory");
 
 typedef struct {
     uint64_t magic;
@@ -68,6 +82,9 @@ typedef struct {
     _Atomic uint64_t slots[KVF_SLOTS];
     kvf_link links[KVF_LINKS];
     kvf_record records[KVF_LINKS][KVF_RECORDS];
+    _Atomic uint64_t shown; /* sequence of the newest notice */
+    unsigned char pad3[56];
+    kvf_notice notices[KVF_NOTICES];
     unsigned char boards[KVF_BOARDS_NBYTES];
 } kvf_page;
 

@@ -136,6 +136,25 @@ cdef extern from "board.h" nogil:
     void kvf_board_ring(kvf_page *page, uint64_t at)
     void kvf_board_ring_written(kvf_page *page, uint64_t at)
 
+cdef extern from "notice.h" nogil:
+    enum: KVF_NOTICES
+    enum: KVF_NOTICE_NBYTES
+    enum: KVF_OPEN
+    enum: KVF_TAKEN
+    enum: KVF_DECLINED
+    enum: KVF_AWAY
+    enum: KVF_LOOKS
+    enum: KVF_WAITS
+
+    uint64_t kvf_show(kvf_page *page, uint64_t to, const void *text, uint32_t nbytes)
+    void kvf_withdraw(kvf_page *page, uint64_t sequence)
+    int kvf_verdict(kvf_page *page, uint64_t sequence)
+    int kvf_eye(kvf_page *page, uint64_t owner)
+    void kvf_set_eye(kvf_page *page, int link, uint32_t eye)
+    uint64_t kvf_shown(kvf_page *page)
+    int64_t kvf_read_notice(kvf_page *page, uint64_t sequence, uint64_t to, void *text)
+    void kvf_judge(kvf_page *page, uint64_t sequence, int verdict)
+
 cdef extern from *:
     """
     static _Atomic uint64_t *kvf_slot_word(kvf_page *page, uint32_t slot) { return &page->slots[slot]; }
@@ -184,7 +203,15 @@ WAITED_FOR = KVF_WAITED_FOR
 MOVING = KVF_MOVING
 SEALED = KVF_SEALED
 FAILED = KVF_FAILED
+OPEN = KVF_OPEN
+TAKEN = KVF_TAKEN
+DECLINED = KVF_DECLINED
+AWAY = KVF_AWAY
+LOOKS = KVF_LOOKS
+WAITS = KVF_WAITS
 BOARDS_NBYTES = KVF_BOARDS_NBYTES
+NOTICES = KVF_NOTICES
+NOTICE_NBYTES = KVF_NOTICE_NBYTES
 SLOTS = KVF_SLOTS
 LINKS = KVF_LINKS
 RECORDS = KVF_RECORDS
@@ -482,6 +509,48 @@ cdef class SharedPage:
     def digests(self, uint64_t at, uint32_t tensor, uint32_t blocks):
         """The digests that writers left of one tensor: 4 bytes a block."""
         return (<const char *>kvf_board_digests(self.page, at, tensor))[:blocks * 4]
+
+    # ---- notices -----------------------------------------------------------------------------------
+
+    def eye(self, uint64_t owner):
+        """What the writer of this incarnation does about notices: AWAY, LOOKS, WAITS, or STALE where it has no link."""
+        return kvf_eye(self.page, owner)
+
+    def show(self, uint64_t to, const unsigned char[::1] text not None):
+        """Shows it to the writer of this incarnation. Returns its sequence. The GIL serialises the owner's threads."""
+        if not 0 < text.shape[0] <= KVF_NOTICE_NBYTES:
+            raise ValueError(f"a notice has up to {KVF_NOTICE_NBYTES} bytes, got {text.shape[0]}")
+        return kvf_show(self.page, to, &text[0], <uint32_t>text.shape[0])
+
+    def verdict(self, uint64_t sequence):
+        """OPEN, TAKEN, or DECLINED, as also one is that was withdrawn or overwritten before it was judged."""
+        return kvf_verdict(self.page, sequence)
+
+    def withdraw(self, uint64_t sequence):
+        """A writer that has just read it may still take it."""
+        kvf_withdraw(self.page, sequence)
+
+    @property
+    def shown(self):
+        """The sequence of the newest notice; 0 before the first."""
+        return kvf_shown(self.page)
+
+    def set_eye(self, int link, uint32_t eye):
+        """Says what this writer does about notices from now on; nothing on a link that was closed."""
+        if link >= 0 and self.open_links[link]:
+            kvf_set_eye(self.page, link, eye)
+
+    def notice(self, uint64_t sequence, uint64_t to):
+        """What is shown to this incarnation; None for one that is another's, was withdrawn or overwritten."""
+        cdef unsigned char text[KVF_NOTICE_NBYTES]
+        cdef int64_t nbytes = kvf_read_notice(self.page, sequence, to, text)
+        return None if nbytes < 0 else (<const char *>text)[:nbytes]
+
+    def judge(self, uint64_t sequence, int verdict):
+        """TAKEN, or DECLINED: the owner asks by a call."""
+        kvf_judge(self.page, sequence, verdict)
+
+    # ---- the owner looks after writers -----------------------------------------------------------------
 
     def sweep_links(self):
         """Frees the links of writers that died. How many."""

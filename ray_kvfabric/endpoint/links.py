@@ -82,9 +82,13 @@ class LinkTable:
     def is_open(self, name: WayName) -> bool:
         return any(name in ways for ways in self._ways.values())
 
+    def found_way(self, name: WayName) -> Way | None:
+        """One that is open, from memory of either kind."""
+        return next((ways[name] for ways in self._ways.values() if name in ways), None)
+
     def any_way(self, name: WayName, deadline: Deadline) -> Way:
         """One that is open, from memory of either kind; else as `open`."""
-        found = next((ways[name] for ways in self._ways.values() if name in ways), None)
+        found = self.found_way(name)
         if found is None and self.is_ending:
             raise NotLinked(f"endpoint {self._local.endpoint.cluster_id} is being closed: it opens no link any more")
         return found or self.open(name, deadline)

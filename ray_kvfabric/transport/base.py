@@ -27,6 +27,7 @@ from ray_kvfabric.memory.staging import Staging
 from ray_kvfabric.plan import Plan
 from ray_kvfabric.ports import PeerCalls
 from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt, Route
+from ray_kvfabric.transport.notices import Lookout
 
 HOST_TO_HOST = frozenset({("host", "host")})
 ANY_WITH_DEVICE = frozenset({("device", "device"), ("host", "device"), ("device", "host")})
@@ -204,6 +205,11 @@ class Link(ABC):
 
     def is_current(self, remote: RemoteCache) -> bool | None:
         """Whether the peer still has the cache as it was opened; None where that cannot be told without a call."""
+        return None
+
+    @property
+    def lookout(self) -> Lookout | None:
+        """On the peer's shared page, where this process has mapped it."""
         return None
 
     def tidy(self) -> None:  # noqa: B027  # most have nothing to tell

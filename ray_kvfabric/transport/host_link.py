@@ -35,6 +35,7 @@ from ray_kvfabric.route import CacheInfo, EndpointInfo, Receipt
 from ray_kvfabric.transport import _shared_page as shared_page
 from ray_kvfabric.transport.base import Link, LocalEnd, Order, RemoteCache, Step
 from ray_kvfabric.transport.granted import GrantedPush, SealedGrants, refusal
+from ray_kvfabric.transport.notices import Lookout
 from ray_kvfabric.transport.passage import BUSY_NAP_NS, Passage
 from ray_kvfabric.transport.receipts import transport_number
 
@@ -77,6 +78,7 @@ class HostLink(Link):
             self.index = self.page.claim_link(local.endpoint.incarnation, os.getpid())
             if self.index < 0:
                 raise LinkFailed(f"{peer} already has {shared_page.LINKS} links, as many as its page holds")
+            self._lookout = Lookout(self.page, self.index, local.endpoint.incarnation)
         except BaseException:
             self.close()
             raise
@@ -151,6 +153,10 @@ class HostLink(Link):
                 with suppress(LLMException):
                     self.fail_grant(order.use, error.status_code, str(error), Deadline.after(TELL_S))
             raise
+
+    @property
+    def lookout(self) -> Lookout:
+        return self._lookout
 
     # ---- grants ------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.tally import Tally, merged, readable
 from ray_kvfabric.testing.dict_peers import DictPeers
 from ray_kvfabric.testing.directory import DictDirectory
+from ray_kvfabric.transport import notices
 
 BLOCKS = 16
 LAYERS = ("a", "b", "c")
@@ -331,3 +332,124 @@ def test_the_directory_is_asked_once_about_an_engine_and_again_when_it_was_repla
     (ended,) = eventually(pair.consumer.take_ended)
     assert not ended.has_failed
     assert len(asked) == 2
+
+
+@pytest.fixture
+def met(pair: Pair) -> Pair:
+    """A pair that has done one transfer: each knows the other, and what is asked by a call is counted anew."""
+    transfer(pair, "0")
+    pair.peers.calls.clear()
+    return pair
+
+
+def transfer(pair: Pair, name: str) -> None:
+    pair.producer.follow(Orders(begin=[Begin(f"p{name}", name, "D", 16)]))
+    pair.receive(f"d{name}", name)
+    pair.compute(f"p{name}", range(4), is_last=True)
+    (ended,) = eventually(pair.consumer.take_ended)
+    assert (ended.req_id, ended.has_failed) == (f"d{name}", False)
+    pair.producer.follow(Orders(finish=[Finish(f"p{name}", None)]))
+    assert eventually(pair.producer.take_sent) == [f"p{name}"]
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Those of a consumer whose offer is not found yet."""
+    taken: list[float] = []
+
+    def nap(seconds: float) -> None:
+        if seconds == notices.NAP_S:
+            taken.append(seconds)
+        sleep(seconds)
+
+    sleep = time.sleep
+    monkeypatch.setattr(notices.time, "sleep", nap)
+    return taken
+
+
+@pytest.mark.parametrize("comes_first", ["producer", "consumer"])
+def test_a_producer_that_computes_finds_the_offer_of_a_consumer_that_it_knows_without_a_call(
+    met: Pair, comes_first: str
+) -> None:
+    if comes_first == "consumer":
+        met.receive("d", "t")
+        eventually(lambda: met.sides[1].manager._identity.page.shown)
+    met.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    if comes_first == "producer":
+        met.receive("d", "t")
+    met.sides[1].arrays["a0"][0][:] = 0
+    eventually(lambda: met.producer.follow(Orders()) or met.producer._book._sending["p"].grants)
+    met.compute("p", range(4), is_last=True)
+    (ended,) = eventually(met.consumer.take_ended)
+    assert not ended.has_failed
+    assert met.equal()
+    assert "vllm.offer" not in met.peers.calls
+
+
+def test_an_offer_is_found_between_two_layers_and_what_was_parked_is_pushed_with_the_next(met: Pair) -> None:
+    met.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    spans = (Span(0, 0, tuple(range(4))),)
+    met.producer.follow(Orders(parts=[Part("p", spans, True)]))
+    met.producer.save("a0")
+    met.receive("d", "t")
+    eventually(lambda: met.sides[1].manager._identity.page.shown)
+    met.sides[1].arrays["a0"][0][:] = 0
+    met.producer.save("b0")
+    source, target = (side.arrays for side in met.sides)
+    assert all(np.array_equal(source[layer][0][:4], target[layer][0][8:12]) for layer in ("a0", "b0"))
+    met.producer.save("c0")
+    eventually(met.consumer.take_ended)
+    assert met.equal()
+    assert "vllm.offer" not in met.peers.calls
+
+
+def test_a_producer_that_holds_what_it_has_computed_is_called_at_once(met: Pair, naps: list[float]) -> None:
+    met.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    met.compute("p", range(4), is_last=True)
+    met.receive("d", "t")
+    (ended,) = eventually(met.consumer.take_ended)
+    assert not ended.has_failed
+    assert met.peers.calls["vllm.offer"] == 1
+    assert not naps
+
+
+def test_an_offer_that_comes_in_the_moment_of_the_last_layer_is_found(met: Pair, naps: list[float]) -> None:
+    """Between the last look of a step's layers and its end, where the producer says that it looks no more."""
+    met.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    met.producer.follow(Orders(parts=[Part("p", (Span(0, 0, tuple(range(4))),), True)]))
+    for layer in ("a0", "b0", "c0"):
+        met.producer.save(layer)
+    met.receive("d", "t")
+    eventually(lambda: naps)
+    met.producer.end_step()
+    (ended,) = eventually(met.consumer.take_ended)
+    assert not ended.has_failed
+    assert "vllm.offer" not in met.peers.calls
+
+
+def test_a_producer_that_is_not_there_yet_is_called_after_a_moment(met: Pair, naps: list[float]) -> None:
+    met.receive("d", "t")
+    eventually(lambda: met.peers.calls["vllm.offer"])
+    assert naps
+    met.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    met.compute("p", range(4), is_last=True)
+    (ended,) = eventually(met.consumer.take_ended)
+    assert not ended.has_failed
+
+
+@pytest.mark.parametrize("case", ["way closed", "other terms", "no offer"])
+def test_an_offer_that_cannot_be_taken_at_a_glance_is_made_by_a_call(met: Pair, case: str) -> None:
+    source, target = met.sides
+    met.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    if case == "way closed":
+        met.producer._manager.forget_ways(target.manager.endpoint.cluster_id)
+    if case == "other terms":
+        met.consumer._terms = Terms("D", (("dtype", "fp16"),))
+    if case == "no offer":
+        target.manager.show(source.manager.endpoint, b'{"terms": 1}')
+    met.receive("d", "t")
+    if case != "no offer":
+        eventually(lambda: met.producer.follow(Orders()) or met.peers.calls["vllm.offer"])
+    met.compute("p", range(4), is_last=True)
+    (ended,) = eventually(met.consumer.take_ended)
+    assert ended.has_failed == (case == "other terms")

@@ -22,9 +22,10 @@ from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.issued import IssuedGrant
 from ray_kvfabric.errors import FabricError, GrantRevoked, LLMException, PeerLost, TransferTimeout
 from ray_kvfabric.integrations.vllm.layout import KVLayout, Terms
+from ray_kvfabric.integrations.vllm.offer_text import ShownOffer, text_of
 from ray_kvfabric.integrations.vllm.orders import Decline, Orders, Receive
 from ray_kvfabric.integrations.vllm.producer import DECLINE, EXPECTS, OFFER
-from ray_kvfabric.integrations.vllm.pushes import LaneGrant
+from ray_kvfabric.integrations.vllm.pushes import LaneGrant, Offer
 from ray_kvfabric.integrations.vllm.seat import cluster_id_of
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.tally import FAILED, Tally
@@ -170,15 +171,18 @@ class Consumer:
             lane: LaneGrant(self._span(order, lane).first, issued.grant)
             for lane, issued in zip(lanes, receiving.grants, strict=True)
         }
-        arguments = {
-            "terms": self._terms,
-            "transfer_id": order.transfer_id,
-            "num_tokens": order.num_tokens,
-            "grants": grants,
-        }
-        refusal = self._ask(order.source, OFFER, arguments)
+        offer = Offer(order.transfer_id, order.num_tokens, grants)
+        if self._is_found(order.source, offer):
+            return
+        refusal = self._ask(order.source, OFFER, {"terms": self._terms, "offer": offer})
         if refusal is not None:
             raise LLMException(f"engine {order.source} will not send request {order.req_id}: {refusal}")
+
+    def _is_found(self, engine_id: str, offer: Offer) -> bool:
+        """Whether a producer that computes, or begins to, has found it in this endpoint's shared page."""
+        peer = self._peers.get(engine_id)
+        notice = self._manager.show(peer, text_of(ShownOffer(self._terms.digest, offer))) if peer is not None else None
+        return notice is not None and notice.is_taken()
 
     def _ask(self, engine_id: str, question: str, arguments: dict[str, Any]) -> object:
         """The directory is asked only about an engine that is new, or another than it was."""

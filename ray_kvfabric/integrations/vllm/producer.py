@@ -1,9 +1,10 @@
 """Producer: the worker side of an engine that computes KV for others. A thin shell around SendBook.
 
-engine's thread   follow, save, end_step, take_sent: a lock and a list; a small push, where nothing is ahead of it; and
-                  a wait for pushes that read blocks which the engine is about to use again
+engine's thread   follow, save, end_step, take_sent: a lock and a list; offers that known consumers show; a small push,
+                  where nothing is ahead of it; and a wait for pushes that read blocks which the engine is about to use
+                  again
 push threads      push what the book says is next
-answer threads    the consumers' offers and declines
+answer threads    the consumers' other offers, and declines
 warden            looks once a second after ended requests whose consumer grants nothing
 """
 
@@ -22,6 +23,7 @@ from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import FabricError, NotLinked, PeerLost
 from ray_kvfabric.integrations.vllm.layout import KVLayout, LayoutMismatch, Terms
+from ray_kvfabric.integrations.vllm.offer_text import shown_offer
 from ray_kvfabric.integrations.vllm.orders import Begin, Orders
 from ray_kvfabric.integrations.vllm.params import transfer_id_of
 from ray_kvfabric.integrations.vllm.pushes import Failure, Offer, Push
@@ -30,6 +32,7 @@ from ray_kvfabric.integrations.vllm.send_book import SendBook
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.tally import FAILED, Tally
 from ray_kvfabric.integrations.vllm.timeline import Timeline
+from ray_kvfabric.transport.notices import Eye
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class Producer:
         self._num_awaiting = 0  # of it
         self._is_closed = threading.Event()
         self.has_step = False  # this step computes KV for somebody
+        self._eye = Eye.AWAY
         self._unknown_since: dict[str, int] = {}  # by transfer_id
         manager.answers(OFFER, self._on_offer)
         manager.answers(DECLINE, self._on_decline)
@@ -109,6 +113,7 @@ class Producer:
             self._book.start_step(orders.parts)
             self.has_step = self._book.has_step
             self._wake()
+        self._look_for_offers()
 
     def _await_end(self, deadline: Deadline) -> bool:
         """Of some push; False when the deadline has passed."""
@@ -128,6 +133,7 @@ class Producer:
         now_ns, mark = time.monotonic_ns(), self._mark()
         if self._timeline is not None:
             self._timeline.computed(layer, [transfer_id_of(key) for key in self._book.step_transfers], now_ns)
+        self._look_for_offers()
         with self._lock:
             self._book.saved(layer, mark, now_ns)
             push = self._next_small(self._small_nbytes)
@@ -136,9 +142,35 @@ class Producer:
     def end_step(self) -> None:
         with self._lock:
             self._book.end_step(self._mark(), time.monotonic_ns())
+        self._look_for_offers()  # after the layers have counted: it may be for the last time
+        with self._lock:
             push = self._next_small(self._small_nbytes)
         self._push_small(push)
         self.has_step = False
+
+    def _look_for_offers(self) -> None:
+        """In the pages of consumers that are linked already, while the engine computes what they may have granted
+        blocks for: no thread of this process has to wake for an offer.
+        """
+        with self._lock:
+            computes, has_computed = self._book.ungranted
+        eye = Eye.LOOKS if computes else Eye.WAITS if has_computed else Eye.AWAY
+        if eye != Eye.AWAY or self._eye != Eye.AWAY:
+            for lookout in self._manager.lookouts():
+                lookout.look(eye)
+                for sequence, text in lookout.news() if lookout.has_news else ():
+                    lookout.judge(sequence, self._takes(text))
+        self._eye = eye
+
+    def _takes(self, text: bytes) -> bool:
+        """Never waits: what needs more than a look is asked by a call."""
+        shown = shown_offer(text)
+        if shown is None or shown.terms != self._terms.digest:
+            return False
+        if not all(self._manager.is_open_granted(granted.grant) for granted in shown.offer.grants.values()):
+            return False
+        with self._lock:
+            return self._book.offered(shown.offer, time.monotonic_ns()) is None
 
     def _next_small(self, left: int) -> Push | None:
         """What the engine's thread pushes next, where no push is ahead of it; what is left is for the push threads."""
@@ -236,13 +268,13 @@ class Producer:
     def _on_offer(self, arguments: dict[str, Any]) -> str | None:
         """Why the offer is of no use, or None."""
         theirs: Terms = arguments["terms"]
+        offer: Offer = arguments["offer"]
         try:
             self._terms.check(theirs)
         except LayoutMismatch as error:
             return str(error)
-        for granted in arguments["grants"].values():
+        for granted in offer.grants.values():
             self._manager.open_granted(granted.grant, self._settings.ask_timeout_s)
-        offer = Offer(arguments["transfer_id"], arguments["num_tokens"], arguments["grants"])
         with self._lock:
             refusal = self._book.offered(offer, time.monotonic_ns())
             self._wake()

@@ -102,6 +102,12 @@ class SendBook:
         """The transfer_ids for which the step computes KV."""
         return [sending.begin.transfer_id for sending, _ in self._step]
 
+    @property
+    def ungranted(self) -> tuple[bool, bool]:
+        """Whether the engine computes, or is about to, what nobody has granted blocks for yet; whether it has."""
+        wholes = {s.whole_ns is not None for s in self._sending.values() if s.grants is None and s.failure is None}
+        return False in wholes, True in wholes
+
     def is_unsaved(self, layer: str) -> bool:
         """Whether the step has still to compute it."""
         return layer in self._unsaved_names
