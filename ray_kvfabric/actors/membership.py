@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0  # a poll that has no answer for so long is made again
 TOGETHER_S = 2e-3  # an errand that takes no longer is told by the next poll: one call of the scheduler less
-TIDY_S = 1.0
+TIDY_S = 1.0  # between two looks for dead links: a poll may return many times a second
 PAUSE_S = 0.5  # between attempts to reach a scheduler that is not there
 CALL_S = 20.0
 
