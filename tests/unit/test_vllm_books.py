@@ -577,12 +577,17 @@ def test_a_part_without_blocks_is_no_push() -> None:
     assert [push.piece.seals for push in run_all(book)] == [True]
 
 
-def test_what_goes_alone_waits_for_every_other_push() -> None:
+def two_in_a_step() -> SendBook:
     book = SendBook(layout())
     for name in ("r", "s"):
         book.begin(Begin(name, f"t-{name}", None, 4))
         book.offered(offer(f"t-{name}", 4, [0], 4), 0)
     book.start_step([Part("r", (Span(0, 0, (5,)),), True), Part("s", (Span(0, 0, (6,)),), True)])
+    return book
+
+
+def test_what_goes_alone_waits_for_every_other_push() -> None:
+    book = two_in_a_step()
     book.saved("a0", None, 0)
     first = book.next_alone(1 << 20)
     assert first is not None
@@ -610,11 +615,7 @@ def test_an_aborted_prefill_fails_the_grant_it_has_or_will_be_offered() -> None:
 
 
 def test_one_requests_slow_push_does_not_keep_anothers_and_its_own_stay_in_order() -> None:
-    book = SendBook(layout())
-    for name in ("r", "s"):
-        book.begin(Begin(name, f"t-{name}", None, 4))
-        book.offered(offer(f"t-{name}", 4, [0], 4), 0)
-    book.start_step([Part("r", (Span(0, 0, (5,)),), True), Part("s", (Span(0, 0, (6,)),), True)])
+    book = two_in_a_step()
     book.saved("a0", None, 0)
     slow = book.next_push()
     book.saved("b0", None, 0)
