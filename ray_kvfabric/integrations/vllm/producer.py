@@ -74,7 +74,6 @@ class Producer:
         self._lock = threading.Lock()  # of the book
         self._has_work = threading.Condition(self._lock)
         self._has_ended = threading.Condition(self._lock)  # a push
-        self._num_awaiting = 0  # of it
         self._is_closed = threading.Event()
         self.has_step = False  # this step computes KV for somebody
         self._eye = Eye.AWAY
@@ -96,7 +95,7 @@ class Producer:
         with self._lock:
             deadline = Deadline.after(self._settings.push_timeout_s)
             for req_id in [req_id for req_id in req_ids if self._book.drop(req_id)]:
-                while self._book.is_reading(req_id) and self._await_end(deadline):
+                while self._book.is_reading(req_id) and self._has_ended.wait(deadline.remaining_s):
                     pass
 
     def follow(self, orders: Orders) -> None:
@@ -104,7 +103,7 @@ class Producer:
         with self._lock:
             for gone in orders.gone:
                 deadline = Deadline.after(self._settings.push_timeout_s)
-                while self._book.lose(gone) and self._await_end(deadline):
+                while self._book.lose(gone) and self._has_ended.wait(deadline.remaining_s):
                     pass
             for begin in orders.begin:
                 self._book.begin(begin)
@@ -114,14 +113,6 @@ class Producer:
             self.has_step = self._book.has_step
             self._wake()
         self._look_for_offers()
-
-    def _await_end(self, deadline: Deadline) -> bool:
-        """Of some push; False when the deadline has passed."""
-        self._num_awaiting += 1
-        try:
-            return self._has_ended.wait(deadline.remaining_s)
-        finally:
-            self._num_awaiting -= 1
 
     def save(self, layer: str) -> None:
         """The KV of this layer that the step computes is in the cache, or will be once the stream has come so far.
@@ -133,7 +124,8 @@ class Producer:
         now_ns, mark = time.monotonic_ns(), self._mark()
         if self._timeline is not None:
             self._timeline.computed(layer, [transfer_id_of(key) for key in self._book.step_transfers], now_ns)
-        self._look_for_offers()
+        if self._eye != Eye.AWAY:  # a request that begins is for `follow`
+            self._look_for_offers()
         with self._lock:
             self._book.saved(layer, mark, now_ns)
             push = self._next_small(self._small_nbytes)
@@ -174,9 +166,11 @@ class Producer:
 
     def _next_small(self, left: int) -> Push | None:
         """What the engine's thread pushes next, where no push is ahead of it; what is left is for the push threads."""
+        if not self._book.is_ready:
+            return None
         push = self._book.next_alone(left) if left > 0 else None
         if push is None:
-            self._wake()
+            self._has_work.notify()
         return push
 
     def _push_small(self, push: Push | None) -> None:
@@ -241,8 +235,7 @@ class Producer:
             logger.exception("a push of request %s failed", push.req_id)
         with self._lock:
             is_hidden = self._book.ended(push, failure)
-            if self._num_awaiting:
-                self._has_ended.notify_all()
+            self._has_ended.notify_all()
         if failure is None:
             hidden = receipt.nbytes if is_hidden else 0
             parked_s = (receipt.started_ns - piece.made_ns) / 1e9

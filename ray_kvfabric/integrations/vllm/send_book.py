@@ -60,7 +60,6 @@ class SendBook:
         self._step: list[tuple[_Sending, Part]] = []
         self._spans: dict[int, list[tuple[_Sending, Span, bool]]] = {}  # of the step, by group; whether it is the last
         self._unsaved: list[set[int]] = []  # by lane, the layers of this step that were not computed yet
-        self._unsaved_names: set[str] = set()  # the same
         self._pushes = PushQueue()
         self._failures: list[Failure] = []
         self._sent: list[str] = []
@@ -84,7 +83,6 @@ class SendBook:
         found = [(self._sending.get(part.req_id), part) for part in parts]
         self._step = [(sending, part) for sending, part in found if sending is not None and self._wants(sending)]
         self._unsaved = [set(range(len(lane.layers))) for lane in self._layout.lanes] if self._step else []
-        self._unsaved_names = set(self._layout.places) if self._step else set()
         self._spans = {}
         for sending, part in self._step:
             for span in part.spans:
@@ -109,12 +107,12 @@ class SendBook:
         return False in wholes, True in wholes
 
     def is_unsaved(self, layer: str) -> bool:
-        """Whether the step has still to compute it."""
-        return layer in self._unsaved_names
+        """Whether the step has still to compute it. What it has of several lanes is computed together."""
+        place = self._layout.places.get(layer)
+        return bool(self._unsaved) and place is not None and place[0].layer in self._unsaved[place[0].lane]
 
     def saved(self, layer: str, mark: object, now_ns: int) -> None:
         """The step's KV of this layer is in the cache."""
-        self._unsaved_names.discard(layer)
         for lane, position in self._layout.places.get(layer, ()):
             self._bring(lane, position, mark, now_ns)
 
