@@ -34,6 +34,7 @@ from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import ClusterIdTaken, LLMException, LLMStatusCode, NotLinked, TransferTimeout
 
 PATIENCE_S = 5.0
+SETTLE_S = 2.0
 MAX_PARKED_CALLS = 10_000  # each endpoint parks one poll at the scheduler
 
 
@@ -160,6 +161,7 @@ def start_workers(
                 started.workers[cluster_id] = _start_worker(worker_class, options, seat, arguments or {}, deadline)
         _await_starts(fabric, started.workers, groups, deadline)
     except BaseException:
+        _settle([*started.workers.values()], deadline)
         started.end(Deadline.after(5.0))
         raise
     return started
@@ -251,6 +253,13 @@ def _await_starts(
         except TransferTimeout:
             wanted = [f"{group.count} x CPU {group.num_cpus:g}, {group.resources}" for group in groups]
             raise no_room(f"for {who} of {wanted}") from None
+
+
+def _settle(actors: list[ActorHandle[Any]], deadline: Deadline) -> None:
+    """Until each has started or failed, SETTLE_S at most: Ray tells the user of one that is killed while it starts."""
+    calls = [once(actor.__ray_ready__).remote() for actor in actors]
+    if calls:
+        ray.wait(calls, num_returns=len(calls), timeout=min(SETTLE_S, deadline.remaining_s))
 
 
 def find_worker(fabric: str, cluster_id: int) -> ActorHandle[Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import time
 import uuid
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +45,17 @@ class Model(CacheWorker):
 
     def greet(self) -> tuple[str, int]:
         return self.greeting, self.manager.endpoint.cluster_id
+
+
+class Unequal(CacheWorker):
+    """Worker 1 refuses to start while worker 2 takes its time."""
+
+    def __init__(self, seat, note: str) -> None:
+        if seat.cluster_id == 1:
+            raise ParamInvalid("worker 1 does not want to")
+        super().__init__(seat)
+        time.sleep(0.5)
+        Path(note).write_text("started")
 
 
 @ray.remote(num_cpus=0)
@@ -188,6 +201,12 @@ class TestWorkers:
         [model] = fabric.add_workers(8, worker_class=Model, greeting="hello")
         assert ray.get(model.greet.remote(), timeout=30) == ("hello", 8)
         assert list(fabric.workers) == [8]
+
+    def test_a_worker_is_not_killed_while_it_starts_because_another_was_refused(self, fabric, tmp_path) -> None:
+        """Ray would tell the user of that, on the lines of our error."""
+        with pytest.raises(ParamInvalid, match="does not want to"):
+            fabric.add_workers(1, 2, worker_class=Unequal, note=str(tmp_path / "note"))
+        assert (tmp_path / "note").read_text() == "started"
 
 
 async def _awaited(transfer):
