@@ -86,7 +86,11 @@ class Engine:
         return self.num_unfinished
 
     async def answer(self, request_id: str, prompt: str, max_tokens: int, params: dict[str, Any]) -> AsyncIterator[str]:
-        """The text as it is written, piece by piece. Raises ValueError for a request that the engine refuses."""
+        """The text as it is written, piece by piece. Raises ValueError for a request that the engine refuses.
+
+        Who stops reading it ends the request. That must be said here: Serve cancels what a request of its own has
+        begun, also a call of `abort` at its end.
+        """
         answer = self._answers[request_id] = Answer(asyncio.get_running_loop(), asyncio.Queue())
         self._jobs.put(("add", (request_id, prompt, max_tokens, params)))
         try:
@@ -97,6 +101,7 @@ class Engine:
                 yield piece
         finally:
             del self._answers[request_id]
+            self._jobs.put(("abort", (request_id,)))
 
     async def abort(self, request_id: str) -> None:
         """Nothing for a request that has ended."""
