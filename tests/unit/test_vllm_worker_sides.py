@@ -20,8 +20,10 @@ from ray_kvfabric.config import EndpointSettings
 from ray_kvfabric.errors import ConfigError
 from ray_kvfabric.integrations.vllm.consumer import Consumer
 from ray_kvfabric.integrations.vllm.layout import KVLayout, LayoutMismatch, TensorForm, Terms, describe_lanes, lay_out
+from ray_kvfabric.integrations.vllm.offer_text import shown_offer
 from ray_kvfabric.integrations.vllm.orders import Begin, Decline, Expect, Finish, Orders, Part, Receive, Span
 from ray_kvfabric.integrations.vllm.producer import Producer
+from ray_kvfabric.integrations.vllm.pushes import Offer
 from ray_kvfabric.integrations.vllm.seat import cluster_id_of
 from ray_kvfabric.integrations.vllm.settings import ConnectorSettings
 from ray_kvfabric.integrations.vllm.tally import Tally, merged, readable
@@ -453,3 +455,17 @@ def test_an_offer_that_cannot_be_taken_at_a_glance_is_made_by_a_call(met: Pair, 
     met.compute("p", range(4), is_last=True)
     (ended,) = eventually(met.consumer.take_ended)
     assert ended.has_failed == (case == "other terms")
+
+
+def test_an_offer_that_was_shown_is_the_one_that_is_made_by_a_call(met: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the producer, which may have taken the one just before it is asked the other, refused it."""
+    offers: list[Offer] = []
+    monkeypatch.setattr(met.producer._book, "offered", lambda offer, _: offers.append(offer))
+    met.producer.follow(Orders(begin=[Begin("p", "t", "D", 16)]))
+    met.receive("d", "t")
+    eventually(lambda: met.sides[1].manager._identity.page.shown)
+    (lookout,) = met.sides[0].manager.lookouts()
+    ((_, text),) = lookout.news()
+    shown = shown_offer(text)
+    assert shown is not None
+    assert [shown.offer] == eventually(lambda: offers)
