@@ -161,8 +161,10 @@ def start_workers(
                 started.workers[cluster_id] = _start_worker(worker_class, options, seat, arguments or {}, deadline)
         _await_starts(fabric, started.workers, groups, deadline)
     except BaseException:
-        _settle([*started.workers.values()], deadline)
-        started.end(Deadline.after(5.0))
+        try:
+            _settle([*started.workers.values()], deadline)
+        finally:
+            started.end(Deadline.after(5.0))
         raise
     return started
 
