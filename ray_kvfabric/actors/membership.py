@@ -104,9 +104,15 @@ class Agent:
             logger.debug("no answer from the scheduler: %s", error)
             wait([self._stopped], timeout=PAUSE_S)
         except Exception:
-            if self._ray_is_ours() and not self._stopped.done():
+            if not reply.told and self._ray_is_ours() and not self._stopped.done():
                 raise
-        return reply
+        return self._told_apart(reply)
+
+    def _told_apart(self, reply: Reply) -> Reply:
+        """One outcome that does not travel must not fail every poll: after a failure each has a call of its own."""
+        for told in reply.told:
+            threading.Thread(target=self._report, args=told, name="kvfabric-errand", daemon=True).start()
+        return Reply(reply.acknowledged)
 
     def _ray_is_ours(self) -> bool:
         return ray.is_initialized() and ray.get_runtime_context().get_job_id() == self._job
