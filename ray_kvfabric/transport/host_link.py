@@ -73,6 +73,8 @@ class HostLink(Link):
         self._is_stuck = False  # a copy did not come to rest: its cell stays while this process lives
         try:
             self._memory = HostMemory.open_peer(peer.pid, peer.page_fd, peer.page_inode, touch=False)
+            if self._memory.nbytes < shared_page.PAGE_NBYTES:
+                raise LinkFailed(f"the shared page of {peer} is that of an older version of this library")
             self.page = shared_page.SharedPage(self._memory.view(self._memory.address, self._memory.nbytes))
             self._check_page()
             self.index = self.page.claim_link(local.endpoint.incarnation, os.getpid())
