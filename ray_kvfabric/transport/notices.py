@@ -37,16 +37,16 @@ class Notice:
     def is_taken(self) -> bool:
         """Waits for it as long as there is hope: LOOKS_S at most. Then the notice is withdrawn.
 
-        False is no promise: the peer may have read it already, so what it does then has to be harmless.
+        False is no promise: the peer may have read it already, so that both happen, it takes it and is called.
         """
         away, looking = Deadline.after(AWAY_S), Deadline.after(LOOKS_S)
-        while (verdict := self._page.verdict(self._sequence)) == shared_page.OPEN:
+        while self._page.verdict(self._sequence) == shared_page.OPEN:
             eye = self._page.eye(self._peer_incarnation)  # after it was shown: see notice.h
             if eye not in (Eye.AWAY, Eye.LOOKS) or (away if eye == Eye.AWAY else looking).passed:
                 break
             time.sleep(NAP_S)
         self._page.withdraw(self._sequence)
-        return verdict == shared_page.TAKEN
+        return self._page.verdict(self._sequence) == shared_page.TAKEN
 
 
 class Lookout:

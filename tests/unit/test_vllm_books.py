@@ -42,6 +42,10 @@ class FakeGrant:
 
     blocks: tuple[int, ...]
 
+    @property
+    def grant_id(self) -> str:
+        return str(self.blocks)
+
 
 def layout(groups: int = 1) -> Any:
     names = [[f"{layer}{group}" for layer in LAYERS] for group in range(groups)]
@@ -424,7 +428,8 @@ def test_blocks_are_kept_until_a_grant_comes_and_given_back_when_it_was_used() -
     book.offered(offer("t", 8, [0], 4), 0)
     run_all(book)
     assert book.take_sent() == ["r"]
-    assert book.offered(offer("t", 8, [0], 4), 0) == DELIVERED, "a late twin of the offer"
+    assert book.offered(offer("t", 8, [0], 4), 0) is None, "a late twin of the offer"
+    assert book.offered(offer("t", 8, [1], 4), 0) == DELIVERED, "other grants for the same transfer"
 
 
 def test_a_declined_request_gives_its_blocks_back_whether_the_word_comes_early_or_late() -> None:

@@ -22,7 +22,7 @@ from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.endpoint.issued import IssuedGrant
 from ray_kvfabric.errors import FabricError, GrantRevoked, LLMException, PeerLost, TransferTimeout
 from ray_kvfabric.integrations.vllm.layout import KVLayout, Terms
-from ray_kvfabric.integrations.vllm.offer_text import ShownOffer, text_of
+from ray_kvfabric.integrations.vllm.offer_text import ShownOffer, prepare, text_of
 from ray_kvfabric.integrations.vllm.orders import Decline, Orders, Receive
 from ray_kvfabric.integrations.vllm.producer import DECLINE, EXPECTS, OFFER
 from ray_kvfabric.integrations.vllm.pushes import LaneGrant, Offer
@@ -80,6 +80,7 @@ class Consumer:
         self._ended: deque[Ended] = deque()
         self._threads = ThreadPoolExecutor(MAX_OPEN, thread_name_prefix="kvfabric-consumer")
         self._is_closing = False
+        prepare()
         manager.answers(EXPECTS, lambda arguments: self._expected.intersection(arguments["transfer_ids"]))
 
     # ---- the engine's thread -----------------------------------------------------------------------
@@ -187,7 +188,7 @@ class Consumer:
     def _ask(self, engine_id: str, question: str, arguments: dict[str, Any]) -> object:
         """The directory is asked only about an engine that is new, or another than it was."""
         deadline = Deadline.after(self._settings.ask_timeout_s)
-        known = self._peers.pop(engine_id, None)
+        known = self._peers.get(engine_id)
         if known is not None:
             with suppress(PeerLost):
                 return self._ask_peer(engine_id, known, question, arguments, deadline)

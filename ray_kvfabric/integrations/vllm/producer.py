@@ -23,7 +23,7 @@ from ray_kvfabric.cache_manager import CacheManager
 from ray_kvfabric.deadline import Deadline
 from ray_kvfabric.errors import FabricError, NotLinked, PeerLost
 from ray_kvfabric.integrations.vllm.layout import KVLayout, LayoutMismatch, Terms
-from ray_kvfabric.integrations.vllm.offer_text import shown_offer
+from ray_kvfabric.integrations.vllm.offer_text import prepare, shown_offer
 from ray_kvfabric.integrations.vllm.orders import Begin, Orders
 from ray_kvfabric.integrations.vllm.params import transfer_id_of
 from ray_kvfabric.integrations.vllm.pushes import Failure, Offer, Push
@@ -77,6 +77,7 @@ class Producer:
         self._is_closed = threading.Event()
         self.has_step = False  # this step computes KV for somebody
         self._eye = Eye.AWAY
+        prepare()
         self._unknown_since: dict[str, int] = {}  # by transfer_id
         manager.answers(OFFER, self._on_offer)
         manager.answers(DECLINE, self._on_decline)
@@ -111,8 +112,9 @@ class Producer:
                 self._book.finish(finish, time.monotonic_ns())
             self._book.start_step(orders.parts)
             self.has_step = self._book.has_step
-            self._wake()
         self._look_for_offers()
+        with self._lock:
+            self._wake()
 
     def save(self, layer: str) -> None:
         """The KV of this layer that the step computes is in the cache, or will be once the stream has come so far.
@@ -145,8 +147,8 @@ class Producer:
         blocks for: no thread of this process has to wake for an offer.
         """
         with self._lock:
-            computes, has_computed = self._book.ungranted
-        eye = Eye.LOOKS if computes else Eye.WAITS if has_computed else Eye.AWAY
+            has_ungranted, computes = self._book.has_ungranted, self._book.computes_ungranted
+        eye = Eye.AWAY if not has_ungranted else Eye.LOOKS if computes else Eye.WAITS
         if eye != Eye.AWAY or self._eye != Eye.AWAY:
             for lookout in self._manager.lookouts():
                 lookout.look(eye)

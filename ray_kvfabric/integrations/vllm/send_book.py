@@ -55,9 +55,11 @@ class SendBook:
         self._req_ids: dict[str, str] = {}  # by transfer_id
         self._early: dict[str, tuple[Offer, int]] = {}  # grants that came before their request, and when
         self._over: OrderedDict[str, str] = OrderedDict()  # transfer_id to how it ended
+        self._delivered: OrderedDict[str, set[str]] = OrderedDict()  # transfer_id to the grants that it has filled
         self._declined: OrderedDict[str, None] = OrderedDict()  # transfer_ids of requests that are still to come
         self._seen: OrderedDict[str, None] = OrderedDict()  # what callers name their transfers, without the prompt
         self._step: list[tuple[_Sending, Part]] = []
+        self._goes_on = False
         self._spans: dict[int, list[tuple[_Sending, Span, bool]]] = {}  # of the step, by group; whether it is the last
         self._unsaved: list[set[int]] = []  # by lane, the layers of this step that were not computed yet
         self._pushes = PushQueue()
@@ -80,6 +82,7 @@ class SendBook:
 
     def start_step(self, parts: list[Part]) -> None:
         """`saved` and `end_step` are about these parts from now on."""
+        self._goes_on = False
         found = [(self._sending.get(part.req_id), part) for part in parts]
         self._step = [(sending, part) for sending, part in found if sending is not None and self._wants(sending)]
         self._unsaved = [set(range(len(lane.layers))) for lane in self._layout.lanes] if self._step else []
@@ -101,10 +104,14 @@ class SendBook:
         return [sending.begin.transfer_id for sending, _ in self._step]
 
     @property
-    def ungranted(self) -> tuple[bool, bool]:
-        """Whether the engine computes, or is about to, what nobody has granted blocks for yet; whether it has."""
-        wholes = {s.whole_ns is not None for s in self._sending.values() if s.grants is None and s.failure is None}
-        return False in wholes, True in wholes
+    def has_ungranted(self) -> bool:
+        """Whether there is a request that nobody has granted blocks for yet."""
+        return any(map(_is_ungranted, self._sending.values()))
+
+    @property
+    def computes_ungranted(self) -> bool:
+        """Whether the step computes KV of such a request, or the one before did and left some for the next."""
+        return self._goes_on or any(_is_ungranted(sending) for sending, _ in self._step)
 
     def is_unsaved(self, layer: str) -> bool:
         """Whether the step has still to compute it. What it has of several lanes is computed together."""
@@ -121,7 +128,9 @@ class SendBook:
         for lane, unsaved in enumerate(self._unsaved):
             for position in sorted(unsaved):
                 self._bring(lane, position, mark, now_ns)
+        goes_on = any(_is_ungranted(sending) and not part.is_last for sending, part in self._step)
         self.start_step([])
+        self._goes_on = goes_on
 
     def _bring(self, lane: int, position: int, mark: object, now_ns: int) -> None:
         if not self._unsaved or position not in self._unsaved[lane]:
@@ -219,6 +228,8 @@ class SendBook:
         req_id = self._req_ids.get(offer.transfer_id)
         if req_id is None:
             over = UNWANTED if offer.transfer_id in self._declined else self._over.get(offer.transfer_id)
+            if over == DELIVERED and _grant_ids(offer.grants) == self._delivered.get(offer.transfer_id):
+                return None  # it was found while it was being made by a call
             if over is None:
                 first, _ = self._early.setdefault(offer.transfer_id, (offer, now_ns))
                 return None if first.grants == offer.grants else TAKEN
@@ -316,6 +327,7 @@ class SendBook:
         if self._req_ids.get(transfer_id) == req_id:  # else it was asked for again already
             del self._req_ids[transfer_id]
             _remember(self._over, transfer_id, sending.failure or DELIVERED)
+            _remember(self._delivered, transfer_id, _grant_ids(sending.grants or {}))
 
     # ---- time --------------------------------------------------------------------------------------
 
@@ -343,6 +355,14 @@ class SendBook:
     @property
     def num_open(self) -> int:
         return len(self._sending)
+
+
+def _is_ungranted(sending: _Sending) -> bool:
+    return sending.grants is None and sending.failure is None
+
+
+def _grant_ids(grants: Mapping[int, LaneGrant]) -> set[str]:
+    return {each.grant.grant_id for each in grants.values()}
 
 
 def _remember(kept: OrderedDict[str, Value], key: str, value: Value) -> None:
